@@ -360,8 +360,9 @@ export function makeSwitch(file: string, log: Log): Switch {
   }
 
   async function flip(up: boolean, by: string, { drain, reason }: Order = {}) {
+    const wasUp = await look();
     const before = await recall();
-    const isSame = await look() === up && before?.up === up && !before.pending;
+    const isSame = wasUp === up && before?.up === up && !before.pending;
     if (isSame && !drain && !reason && !before.until) return false;
     const state: State = {
       up,
@@ -766,13 +767,20 @@ function listen(
   port: number,
   handler: Deno.ServeHandler<Deno.NetAddr>,
 ): Deno.HttpServer<Deno.NetAddr> {
-  const on = (hostname: string) =>
-    Deno.serve({ hostname, port, onListen: () => {} }, handler);
+  const on = (hostname: string) => {
+    try {
+      return Deno.serve({ hostname, port, onListen: () => {} }, handler);
+    } catch (cause) {
+      const why = messageOf(cause);
+      throw new Error(`cannot listen on port ${port}: ${why}`, { cause });
+    }
+  };
   try {
     return on("::"); // answers IPv4, too
   } catch (error) {
-    if (error instanceof Deno.errors.AddrInUse) throw error;
-    return on("0.0.0.0"); // without IPv6
+    const { cause } = error as Error;
+    if (cause instanceof Deno.errors.AddrInUse) throw error;
+    return on("0.0.0.0"); // there is no IPv6
   }
 }
 
