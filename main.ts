@@ -692,8 +692,8 @@ function family(
 
 /** How often a running appup looks at what others did, in ms. */
 const SETTLE_EVERY = 1_000;
-/** How long a server without descriptors waits before it listens anew, in ms. */
-const LISTEN_AGAIN_AFTER = 100;
+/** How often it makes sure that it still listens, in ms. */
+const LISTEN_AGAIN_EVERY = 500;
 /** How long answers under way may keep a stopping server, in ms. */
 const SHUTDOWN_WITHIN = 500;
 
@@ -728,25 +728,22 @@ export async function serve(config: Config): Promise<void> {
     `appup ${VERSION} on ${host}:${port} for ${config.file}: app is ${state}`,
   );
 
-  keepServing();
+  keepListening();
   keepSettling();
   log(`${await stop.promise}: stopping`);
   await Promise.race([server.shutdown(), after(SHUTDOWN_WITHIN)]);
 
-  // A server that runs out of descriptors ends with an error.
-  async function keepServing(): Promise<void> {
+  // A server that runs out of descriptors stops listening for good. Deno tells
+  // so at once, or when its last connection has gone (2.7); but taking the port
+  // anew works just when that has happened.
+  async function keepListening(): Promise<never> {
     for (;;) {
+      await after(LISTEN_AGAIN_EVERY);
       try {
-        return await server.finished;
-      } catch (error) {
-        appup.report(error);
-        await after(LISTEN_AGAIN_AFTER);
-        try {
-          server = listen(port, handler);
-        } catch {
-          // No descriptor for the socket either: the old server is still the
-          // one that `finished` with an error, so this comes round again.
-        }
+        server = listen(port, handler);
+        log("out of descriptors for a while, now listening again");
+      } catch {
+        // It listens, or there still is no descriptor.
       }
     }
   }
@@ -769,7 +766,9 @@ function listen(
 ): Deno.HttpServer<Deno.NetAddr> {
   const on = (hostname: string) => {
     try {
-      return Deno.serve({ hostname, port, onListen: () => {} }, handler);
+      const server = Deno.serve({ hostname, port, onListen() {} }, handler);
+      server.finished.catch(() => {}); // keepListening takes care of it
+      return server;
     } catch (cause) {
       const why = messageOf(cause);
       throw new Error(`cannot listen on port ${port}: ${why}`, { cause });
