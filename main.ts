@@ -258,6 +258,7 @@ export interface Switch {
 export function makeSwitch(file: string, log: Log): Switch {
   const folder = folderOf(file);
   const stateFile = `${file}.state`;
+  const setAside = `${stateFile}.damaged`;
   const transitions = { up: 0, down: 0 };
   let known: State | undefined;
 
@@ -324,17 +325,16 @@ export function makeSwitch(file: string, log: Log): Switch {
       return parseState(await Deno.readTextFile(stateFile));
     } catch (error) {
       if (error instanceof Deno.errors.NotFound) return undefined;
-      if (!(error instanceof SyntaxError)) throw error;
-      await Deno.copyFile(stateFile, `${stateFile}.damaged`);
+      if (!isDamage(error)) throw error;
+      await Deno.rename(stateFile, setAside);
       const state = { up: await look(), since: now(), by: "found like this" };
-      await write(state);
-      log(`${stateFile} is damaged and set aside as ${stateFile}.damaged`);
+      await keep(state);
+      log(`${stateFile} is damaged, set aside as ${setAside}`);
       return state;
     }
   }
 
-  /** Keeps `state` if it can. An old state must not outlive a flip, though: a
-   * drain that was called off would end in the app going up. */
+  /** Keeps `state` if it can, or else nothing: an older one would be wrong. */
   async function keep(state: State): Promise<void> {
     try {
       await write(state);
@@ -372,9 +372,14 @@ export function makeSwitch(file: string, log: Log): Switch {
       until: drain && new Date(Date.now() + drain.ms).toISOString(),
       pending: true,
     };
-    // Without its end on disk a drain could last for ever, so it must be
-    // written. A plain flip also has to work on a disk that is full.
-    await (drain ? write(state) : keep(state));
+    try {
+      await write(state);
+    } catch (error) {
+      // Without its end on disk a drain could last for ever. A plain flip has to
+      // work on a full disk, too, but then no older drain may outlive it.
+      if (drain) throw error;
+      if (!up) await remove(stateFile);
+    }
     try {
       return await carryOut(state);
     } catch (error) {
@@ -440,9 +445,25 @@ export function makeSwitch(file: string, log: Log): Switch {
     settle: settleOnce,
     report,
     known: () => known,
-    isNew: async () => await recall() === undefined,
+    isNew: async () => !await isThere(stateFile) && !await isThere(setAside),
     transitions,
   };
+}
+
+async function isThere(path: string): Promise<boolean> {
+  try {
+    await Deno.lstat(path);
+    return true;
+  } catch (error) {
+    return !(error instanceof Deno.errors.NotFound);
+  }
+}
+
+/** Whether what was read, or could not be, will never be a state again. */
+function isDamage(error: unknown): boolean {
+  return error instanceof SyntaxError ||
+    error instanceof Deno.errors.IsADirectory ||
+    error instanceof Deno.errors.PermissionDenied;
 }
 
 /** A state in one line: for the log. */

@@ -903,6 +903,16 @@ Deno.test("a damaged state file is set aside and never goes up", async (t) => {
   }
 });
 
+Deno.test("a state file that is a directory is set aside, too", async () => {
+  await using volume = await makeVolume();
+  await Deno.mkdir(volume.stateFile);
+  await using app = await start(volume, { UP_INITIAL: "up" });
+  assertEquals(await exists(volume.file), false);
+  assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+  assertEquals((await volume.state()).up, true);
+  assertEquals(await exists(`${volume.stateFile}.damaged`), true);
+});
+
 Deno.test("a reason goes to the log, the state file and the page", async () => {
   await using volume = await makeVolume();
   await using app = await start(volume);

@@ -1,0 +1,384 @@
+/**
+ * The three programs that bench.ts compares, how one is started and stopped, and
+ * how it is loaded.
+ */
+
+// Debian's folders first: a version manager's python3 is often a shell script,
+// which starts more slowly than the interpreter itself, and a slower build.
+Deno.env.set("PATH", `/usr/sbin:/usr/bin:/sbin:/bin:${Deno.env.get("PATH")}`);
+
+export const binary = await Deno.realPath(
+  Deno.env.get("APPUP_BIN") ?? "./appup",
+).catch(() => "");
+
+const interrupted = interruption();
+
+const complaints = await missing();
+if (complaints.length > 0) {
+  console.error(complaints.join("\n"));
+  Deno.exit(2);
+}
+
+const folder = await Deno.makeTempDir({ dir: "/tmp", prefix: "appup-bench-" });
+await Deno.chmod(folder, 0o755); // nginx's workers are not root.
+const upFile = `${folder}/up.txt`;
+
+async function missing(): Promise<string[]> {
+  const found: string[] = binary ? [] : [
+    "There is no ./appup: `deno task compile` makes it, or name one in APPUP_BIN.",
+  ];
+  const packages = { wrk: "wrk", nginx: "nginx-light", python3: "python3" };
+  for (const [tool, name] of Object.entries(packages)) {
+    const there = await output(tool, "--version").catch(() => undefined);
+    if (there === undefined) {
+      found.push(`There is no ${tool}: Debian's package ${name} brings it.`);
+    }
+  }
+  return found;
+}
+
+/** Whoever interrupts the benchmark ends a command, and with it the whole run. */
+function interruption(): AbortSignal {
+  const controller = new AbortController();
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(signal, () => controller.abort("interrupted"));
+  }
+  return controller.signal;
+}
+
+/** All that a command says, on either stream: nginx tells its version on stderr. */
+export async function output(
+  command: string,
+  ...args: string[]
+): Promise<string> {
+  const said = await new Deno.Command(command, { args, signal: interrupted })
+    .output();
+  interrupted.throwIfAborted();
+  const decoder = new TextDecoder();
+  return decoder.decode(said.stdout) + decoder.decode(said.stderr);
+}
+
+export async function setState(state: "up" | "down") {
+  if (state === "up") await Deno.writeTextFile(upFile, "");
+  else await Deno.remove(upFile);
+}
+
+// ---------------------------------------------------------------- The programs
+
+export interface Program {
+  name: string;
+  /** What starts it; the port and the file stand in its environment too. */
+  command(port: number): string[];
+}
+
+export const appup: Program = { name: "appup", command: () => [binary] };
+
+export const nginx: Program = {
+  name: "nginx",
+  command(port) {
+    const config = `${folder}/nginx-${port}.conf`;
+    // 1024 connections, so that one worker alone could hold 1,000 that stall.
+    Deno.writeTextFileSync(
+      config,
+      `daemon off;
+      worker_processes 2;
+      error_log stderr;
+      pid ${folder}/nginx-${port}.pid;
+      events { worker_connections 1024; }
+      http {
+        access_log off;
+        default_type text/plain;
+        server {
+          listen ${port};
+          root ${folder};
+          location = /health { try_files /up.txt =503; }
+        }
+      }`,
+    );
+    return ["nginx", "-c", config];
+  },
+};
+
+export const python: Program = {
+  name: "Python",
+  command: () => ["python3", `${import.meta.dirname}/bench.py`],
+};
+
+export const programs = [appup, nginx, python];
+
+// ------------------------------------------------- Starting, watching, stopping
+
+export class Server implements AsyncDisposable {
+  static #running = new Set<Server>();
+
+  readonly port = freePort();
+  /** Bytes of anonymous memory before the first load. */
+  idleMemory = 0;
+  readonly #child: Deno.ChildProcess;
+  #ended = false;
+
+  /** `wrapper` is a command that ends by executing the one that follows it. */
+  private constructor(readonly program: Program, wrapper: string[]) {
+    const [command, ...args] = [...wrapper, ...program.command(this.port)];
+    this.#child = new Deno.Command(command, {
+      args,
+      env: { UP_FILE: upFile, UP_PORT: String(this.port) },
+      stdin: "null",
+      stdout: "null",
+      // Python logs every request there.
+      stderr: program === python ? "null" : "inherit",
+    }).spawn();
+    this.#child.status.then(() => this.#ended = true);
+    Server.#running.add(this);
+  }
+
+  /** Returns once the program has answered its first 200. */
+  static async start(
+    program: Program,
+    wrapper: string[] = [],
+  ): Promise<Server> {
+    const server = new Server(program, wrapper);
+    const deadline = performance.now() + 20_000;
+    while (!await server.#isUp()) {
+      interrupted.throwIfAborted();
+      if (server.#ended || performance.now() > deadline) {
+        await server[Symbol.asyncDispose]();
+        throw new Error(`${program.name} does not answer`);
+      }
+      await sleep(1);
+    }
+    return server;
+  }
+
+  async #isUp(): Promise<boolean> {
+    try {
+      using connection = await this.connect();
+      return (await ask(connection)).includes(" 200 ");
+    } catch {
+      return false;
+    }
+  }
+
+  connect(): Promise<Deno.TcpConn> {
+    return Deno.connect({ hostname: "127.0.0.1", port: this.port });
+  }
+
+  /** Bytes of anonymous memory now, of all its processes together. */
+  memory(): number {
+    return this.#processes().reduce((total, pid) => {
+      const status = Deno.readTextFileSync(`/proc/${pid}/status`);
+      return total + 1024 * Number(status.match(/^RssAnon:\s+(\d+) kB$/m)![1]);
+    }, 0);
+  }
+
+  async stop() {
+    const processes = this.#processes();
+    end(this.#child.pid, "SIGTERM");
+    const late = setTimeout(
+      () => processes.forEach((pid) => end(pid, "SIGKILL")),
+      3000,
+    );
+    await this.#child.status;
+    clearTimeout(late);
+    Server.#running.delete(this);
+  }
+
+  [Symbol.asyncDispose] = () => this.stop();
+
+  /** For the end of everything. */
+  static async stopAll() {
+    await Promise.all([...Server.#running].map((server) => server.stop()));
+    await Deno.remove(folder, { recursive: true });
+  }
+
+  #processes(): number[] {
+    const { pid } = this.#child;
+    try {
+      const list = Deno.readTextFileSync(`/proc/${pid}/task/${pid}/children`);
+      return [pid, ...list.split(" ").filter(Boolean).map(Number)];
+    } catch {
+      return [pid];
+    }
+  }
+}
+
+function end(pid: number, signal: Deno.Signal) {
+  try {
+    Deno.kill(pid, signal);
+  } catch {
+    // It has ended already.
+  }
+}
+
+function freePort(): number {
+  using listener = Deno.listen({ port: 0 });
+  return listener.addr.port;
+}
+
+export function sleep(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+// --------------------------------------------------------------------- Loading
+
+const request = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+export async function ask(connection: Deno.TcpConn): Promise<string> {
+  await connection.write(new TextEncoder().encode(request));
+  const answer = new Uint8Array(1024);
+  const length = await connection.read(answer) ?? 0;
+  return new TextDecoder().decode(answer.subarray(0, length));
+}
+
+export async function askHalf(connection: Deno.TcpConn) {
+  const half = request.slice(0, request.length / 2);
+  await connection.write(new TextEncoder().encode(half));
+}
+
+export interface Connections extends Disposable {
+  list: Deno.TcpConn[];
+}
+
+export async function connections(
+  server: Server,
+  count: number,
+): Promise<Connections> {
+  const list: Deno.TcpConn[] = [];
+  while (list.length < count) list.push(await server.connect());
+  return {
+    list,
+    [Symbol.dispose]: () => list.forEach((connection) => connection.close()),
+  };
+}
+
+export interface Load {
+  clients: number;
+  /** As a kubelet asks: its headers, and a connection for each request. */
+  likeKubelet?: boolean;
+  seconds?: number;
+  expect?: 200 | 503;
+}
+
+export interface Outcome {
+  perSecond: number;
+  /** 99th percentile of the time to an answer, in milliseconds. */
+  percentile: number;
+}
+
+/** What was odd about a load, for the reader of the table. */
+export const oddities: string[] = [];
+
+const kubeletHeaders = [
+  "User-Agent: kube-probe/1.34",
+  "Accept: */*",
+  "Connection: close",
+];
+
+/**
+ * By wrk, also with a connection per request: its clock starts when the kernel
+ * has connected, so all that a server does, accepting included, is in its times.
+ * (hey takes more of the processor than any of the servers, so that it mostly
+ * measures itself, and tells times to a tenth of a millisecond only.)
+ */
+export async function load(
+  { program, port }: Server,
+  { clients, likeKubelet = false, seconds = 2, expect = 200 }: Load,
+): Promise<Outcome> {
+  const report = await output(
+    "wrk",
+    // One thread would be at its own limit when nginx gets a connection per
+    // request, and hide by how much it is faster than appup.
+    "--threads=2",
+    `--connections=${clients}`,
+    `--duration=${seconds}s`,
+    "--latency",
+    ...(likeKubelet ? kubeletHeaders.map((line) => `--header=${line}`) : []),
+    `http://127.0.0.1:${port}/health`,
+  );
+  const number = (pattern: RegExp) => Number(report.match(pattern)?.[1] ?? 0);
+
+  const answers = number(/(\d+) requests in/);
+  const not200 = number(/Non-2xx or 3xx responses: (\d+)/);
+  const wrong = expect === 200 ? not200 : answers - not200;
+  const errors = report.match(/Socket errors: .*/)?.[0];
+  const who = `${program.name}, ${clients} clients`;
+  if (wrong > 0) oddities.push(`${who}: ${wrong} answers not ${expect}`);
+  if (errors) oddities.push(`${who}: ${errors}`);
+
+  const [, time, unit] = report.match(/99%\s+([\d.]+)(us|ms|s|m)\b/) ?? [];
+  const factor = { us: 0.001, ms: 1, s: 1000, m: 60_000 }[unit] ?? NaN;
+  return {
+    perSecond: number(/Requests\/sec:\s+([\d.]+)/),
+    percentile: answers > 0 ? Number(time) * factor : Infinity,
+  };
+}
+
+// ------------------------------------------------------------------- A cgroup
+
+/** Processes that may use so much memory together, and no swap; version 1 or 2. */
+export class Cgroup implements AsyncDisposable {
+  readonly #unified = exists("/sys/fs/cgroup/cgroup.controllers");
+  readonly #folder = this.#unified
+    ? `/sys/fs/cgroup/appup-bench-${Deno.pid}`
+    : `/sys/fs/cgroup/memory/appup-bench-${Deno.pid}`;
+
+  constructor(bytes: number) {
+    Deno.mkdirSync(this.#folder);
+    try {
+      if (this.#unified) {
+        this.#write("memory.max", bytes);
+        this.#write("memory.swap.max", 0);
+      } else {
+        this.#write("memory.limit_in_bytes", bytes);
+        this.#write("memory.memsw.limit_in_bytes", bytes);
+      }
+    } catch (error) {
+      Deno.removeSync(this.#folder);
+      throw error;
+    }
+  }
+
+  /** A wrapper that starts a program inside. */
+  get wrapper(): string[] {
+    const script = 'echo $$ > "$0" && exec "$@"';
+    return ["sh", "-c", script, `${this.#folder}/cgroup.procs`];
+  }
+
+  peak(): number {
+    return Number(
+      this.#read(this.#unified ? "memory.peak" : "memory.max_usage_in_bytes"),
+    );
+  }
+
+  kills(): number {
+    const events = this.#read(
+      this.#unified ? "memory.events" : "memory.oom_control",
+    );
+    return Number(events.match(/^oom_kill (\d+)$/m)![1]);
+  }
+
+  #read(file: string): string {
+    return Deno.readTextFileSync(`${this.#folder}/${file}`);
+  }
+
+  #write(file: string, value: number) {
+    Deno.writeTextFileSync(`${this.#folder}/${file}`, String(value), {
+      create: false,
+    });
+  }
+
+  async [Symbol.asyncDispose]() {
+    // The kernel lets an ended process go a moment later.
+    for (let tries = 100; exists(this.#folder) && tries > 0; tries--) {
+      await Deno.remove(this.#folder).catch(() => sleep(10));
+    }
+  }
+}
+
+function exists(path: string): boolean {
+  try {
+    return Deno.statSync(path) !== undefined;
+  } catch {
+    return false;
+  }
+}
