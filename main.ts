@@ -482,9 +482,9 @@ function describe({ up, by, reason, until }: State): string {
 type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
 
 interface Route {
-  methods: readonly string[];
   /** For the page and the 404, in a few words. */
   does: string;
+  methods: readonly string[];
   answer(request: Request, info: Info): Response | Promise<Response>;
 }
 
@@ -499,32 +499,33 @@ export function makeHandler(
 
   const routes: Record<string, Route> = {
     "/health": {
-      methods: reads,
       does: "200 when up, 503 when down: for a readinessProbe",
+      methods: reads,
       answer: health,
     },
     "/up": {
-      methods: toggles,
       does: "go up; ?reason=TEXT",
+      methods: toggles,
       answer: (request, info) => toggle(true, request, info),
     },
     "/down": {
-      methods: toggles,
       does: "go down; ?for=10m to come back up by itself; ?reason=TEXT",
+      methods: toggles,
       answer: (request, info) => toggle(false, request, info),
     },
     "/livez": {
-      methods: reads,
       does: "200 while appup serves: for a livenessProbe of its own",
+      methods: reads,
       answer: () => respond(200, "ok"),
     },
-    "/metrics": { methods: reads, does: "for Prometheus", answer: metrics },
-    "/": { methods: reads, does: "this page", answer: page },
+    "/metrics": { does: "for Prometheus", methods: reads, answer: metrics },
+    "/": { does: "this page", methods: reads, answer: page },
   };
-  const routeAt = new Map(Object.entries(routes));
   const endpoints = Object.entries(routes)
     .map(([path, { does }]) => `${path.padEnd(10)}${does}\n`).join("");
-  const requests = new Map<string, number>(); // by labels
+
+  const routeAt = new Map(Object.entries(routes));
+  const requests = new Map<string, number>(); // by "PATH CODE"
 
   async function health(): Promise<Response> {
     const up = await appup.isUp();
@@ -537,13 +538,8 @@ export function makeHandler(
       return respond(403, "a page of another site may not flip the switch");
     }
     if (token && !await bears(token, request)) {
-      return respond(
-        401,
-        "Authorization: Bearer with the right token, please",
-        {
-          "www-authenticate": "Bearer",
-        },
-      );
+      const challenge = { "www-authenticate": "Bearer" };
+      return respond(401, "this wants Authorization: Bearer TOKEN", challenge);
     }
     const address = remoteAddr.hostname.replace(/^::ffff:/, "");
     const by = `${request.method} ${up ? "/up" : "/down"} from ${address}`;
@@ -583,48 +579,43 @@ export function makeHandler(
   async function metrics(): Promise<Response> {
     await appup.settle();
     const up = await appup.isUp().catch(() => false); // as a probe takes it
-    const { up: ups, down: downs } = appup.transitions;
     const until = appup.known()?.until;
-    return respond(
-      200,
-      [
-        family("appup_up", "gauge", "Whether the app is up.", [["", +up]]),
-        family(
-          "appup_transitions_total",
-          "counter",
-          "How often the app went up or down, by whatever means.",
-          [['{to="up"}', ups], ['{to="down"}', downs]],
-        ),
-        family(
-          "appup_requests_total",
-          "counter",
-          "Requests to known paths, by status code.",
-          [...requests],
-        ),
-        until && family(
-          "appup_drain_ends_timestamp_seconds",
-          "gauge",
-          "When the app goes back up by itself.",
-          [["", Date.parse(until) / 1000]],
-        ),
-        family("appup_build_info", "gauge", "The version, as a label.", [
-          [`{version="${VERSION}"}`, 1],
-        ]),
-        family(
-          "process_start_time_seconds",
-          "gauge",
-          "When the process started.",
-          [["", performance.timeOrigin / 1000]],
-        ),
-        family(
-          "process_resident_memory_bytes",
-          "gauge",
-          "Resident memory.",
-          [["", Deno.memoryUsage().rss]],
-        ),
-      ].filter(Boolean).join(""),
-      { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
-    );
+    const body = [
+      gauge("appup_up", "Whether the app is up.", +up),
+      family("counter", "appup_transitions_total", "Turns up and down.", [
+        [{ to: "up" }, appup.transitions.up],
+        [{ to: "down" }, appup.transitions.down],
+      ]),
+      family(
+        "counter",
+        "appup_requests_total",
+        "Requests to known paths.",
+        [...requests].map(([key, count]) => {
+          const [path, code] = key.split(" ");
+          return [{ path, code }, count];
+        }),
+      ),
+      until && gauge(
+        "appup_drain_ends_timestamp_seconds",
+        "When the app goes back up by itself.",
+        Date.parse(until) / 1000,
+      ),
+      family("gauge", "appup_build_info", "The version, as a label.", [
+        [{ version: VERSION }, 1],
+      ]),
+      gauge(
+        "process_start_time_seconds",
+        "When appup started.",
+        performance.timeOrigin / 1000,
+      ),
+      gauge(
+        "process_resident_memory_bytes",
+        "Memory that appup occupies.",
+        Deno.memoryUsage().rss,
+      ),
+    ].filter(Boolean).join("");
+    const type = "text/plain; version=0.0.4; charset=utf-8";
+    return respond(200, body, { "content-type": type });
   }
 
   return async (request, info) => {
@@ -633,24 +624,21 @@ export function makeHandler(
     if (!route) {
       return respond(404, `no such endpoint; there are\n${endpoints}`);
     }
-    const response = route.methods.includes(request.method)
-      ? await answer(route, request, info)
-      : respond(405, `${request.method} is not allowed here`, {
-        allow: route.methods.join(", "),
-      });
-    const labels = `{path="${path}",code="${response.status}"}`;
-    requests.set(labels, (requests.get(labels) ?? 0) + 1);
-    return response;
-  };
-
-  async function answer(route: Route, request: Request, info: Info) {
+    let response: Response;
     try {
-      return await route.answer(request, info);
+      response = route.methods.includes(request.method)
+        ? await route.answer(request, info)
+        : respond(405, `${request.method} is not allowed here`, {
+          allow: route.methods.join(", "),
+        });
     } catch (error) {
       appup.report(error);
-      return respond(503, messageOf(error));
+      response = respond(503, messageOf(error));
     }
-  }
+    const key = `${path} ${response.status}`;
+    requests.set(key, (requests.get(key) ?? 0) + 1);
+    return response;
+  };
 }
 
 const HEADERS = {
@@ -697,15 +685,18 @@ async function bears(token: string, { headers }: Request): Promise<boolean> {
   return left.reduce((sum, byte, i) => sum | (byte ^ right[i]), 0) === 0;
 }
 
+const gauge = (name: string, help: string, value: number) =>
+  family("gauge", name, help, [[{}, value]]);
+
+type Sample = [labels: Record<string, string>, value: number];
+
 /** A metric in Prometheus' text format, version 0.0.4. */
-function family(
-  name: string,
-  type: "counter" | "gauge",
-  help: string,
-  samples: [labels: string, value: number][],
-): string {
-  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n` +
-    samples.map(([labels, value]) => `${name}${labels} ${value}\n`).join("");
+function family(type: string, name: string, help: string, samples: Sample[]) {
+  const text = samples.map(([labels, value]) => {
+    const pairs = Object.entries(labels).map(([k, v]) => `${k}="${v}"`);
+    return `${name}${pairs.length > 0 ? `{${pairs}}` : ""} ${value}\n`;
+  });
+  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${text.join("")}`;
 }
 
 // ---------------------------------------------------------------------------
@@ -749,36 +740,31 @@ export async function serve(config: Config): Promise<void> {
     `appup ${VERSION} on ${host}:${port} for ${config.file}: app is ${state}`,
   );
 
-  keepListening();
-  keepSettling();
-  log(`${await stop.promise}: stopping`);
-  await Promise.race([server.shutdown(), after(SHUTDOWN_WITHIN)]);
-
   // A server that runs out of descriptors stops listening for good. Deno tells
   // so at once, or when its last connection has gone (2.7); but taking the port
   // anew works just when that has happened.
-  async function keepListening(): Promise<never> {
-    for (;;) {
-      await after(LISTEN_AGAIN_EVERY);
-      try {
-        server = listen(port, handler);
-        log("out of descriptors for a while, now listening again");
-      } catch {
-        // It listens, or there still is no descriptor.
-      }
+  const listening = setInterval(() => {
+    try {
+      server = listen(port, handler);
+      log("listening again, after there were no descriptors left");
+    } catch {
+      // It listens, or there still is no descriptor.
     }
-  }
+  }, LISTEN_AGAIN_EVERY);
 
   // Somebody may probe with `cat` alone: without any request, too, a drain ends
   // when it should, and what others did is seen.
-  async function keepSettling(): Promise<never> {
-    for (;;) {
-      const { until } = appup.known() ?? {};
-      const left = until ? Date.parse(until) - Date.now() : SETTLE_EVERY;
-      await after(Math.max(0, Math.min(left, SETTLE_EVERY)));
-      await appup.settle();
-    }
-  }
+  let settling = setTimeout(async function settle() {
+    await appup.settle();
+    const { until } = appup.known() ?? {};
+    const left = until ? Date.parse(until) - Date.now() : SETTLE_EVERY;
+    settling = setTimeout(settle, Math.min(left, SETTLE_EVERY));
+  });
+
+  log(`${await stop.promise}: stopping`);
+  clearInterval(listening);
+  clearTimeout(settling);
+  await Promise.race([server.shutdown(), after(SHUTDOWN_WITHIN)]);
 }
 
 function listen(
