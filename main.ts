@@ -80,7 +80,8 @@ export function configure(env: (name: string) => string | undefined): Config {
       "UP_PORT",
       "9999",
       (value) => /^\d{1,5}$/.test(value) && Number(value) <= 65535,
-      "must be a whole number from 0 to 65535; 0 takes a free port",
+      "must be a whole number from 0 to 65535, 0 for a free port; a Service " +
+        'named "up" sets it in every pod, unless the container sets it, too',
     )),
     startUp: read(
       "UP_INITIAL",
@@ -239,6 +240,11 @@ export interface Switch {
    */
   flip(up: boolean, by: string, order?: Order): Promise<boolean>;
   /**
+   * Settles, and goes up where `startUp` says so: on a new volume only, for a
+   * crash must not put a pod back that an operator took out.
+   */
+  begin(startUp: boolean): Promise<void>;
+  /**
    * Brings file and state file to agree: finishes what a crash cut short, ends
    * a drain that is over, takes note of what others did. Never throws: what
    * hinders it is reported.
@@ -246,10 +252,8 @@ export interface Switch {
   settle(): Promise<void>;
   /** Logs an error, once until {@linkcode settle} succeeds again. */
   report(error: unknown): void;
-  /** What was known last; nothing before the first {@linkcode settle}. */
+  /** What was known last; nothing before {@linkcode begin}. */
   known(): State | undefined;
-  /** Whether no appup has kept a state here yet. */
-  isNew(): Promise<boolean>;
   /** How often it went up and down while this process watched. */
   transitions: { up: number; down: number };
 }
@@ -341,6 +345,9 @@ export function makeSwitch(file: string, log: Log): Switch {
     } catch (error) {
       log(`since when, by whom and why is not kept: ${messageOf(error)}`);
       await remove(stateFile);
+      // An empty file fits on a full disk: the volume must not pass for new.
+      const nothing = new Uint8Array();
+      await Deno.writeFile(setAside, nothing, { append: true }).catch(() => {});
     }
   }
 
@@ -388,6 +395,12 @@ export function makeSwitch(file: string, log: Log): Switch {
     }
   }
 
+  async function begin(startUp: boolean): Promise<void> {
+    const isNew = !await isThere(stateFile) && !await isThere(setAside);
+    await settle();
+    if (startUp && isNew) await flip(true, "UP_INITIAL");
+  }
+
   async function settle(): Promise<void> {
     const found = await recall();
     known ??= found;
@@ -433,19 +446,18 @@ export function makeSwitch(file: string, log: Log): Switch {
     reported.add(message);
   }
 
+  const settleInTurn = (how = settle) =>
+    inTurn(how).then(() => reported.clear(), report);
   let settling: Promise<void> | undefined;
-  const settleOnce = () =>
-    settling ??= inTurn(settle)
-      .then(() => reported.clear(), report)
-      .finally(() => settling = undefined);
 
   return {
     isUp,
     flip: (up, by, order) => inTurn(() => flip(up, by, order)),
-    settle: settleOnce,
+    begin: (startUp) => settleInTurn(() => begin(startUp)),
+    settle: () =>
+      settling ??= settleInTurn().finally(() => settling = undefined),
     report,
     known: () => known,
-    isNew: async () => !await isThere(stateFile) && !await isThere(setAside),
     transitions,
   };
 }
@@ -725,14 +737,9 @@ export async function serve(config: Config): Promise<void> {
 
   const log: Log = (event) => console.log(`${now()} ${event}`);
   const appup = makeSwitch(config.file, log);
-  const isNew = await appup.isNew();
-  await appup.settle();
-  if (config.startUp && isNew) {
-    await appup.flip(true, "UP_INITIAL").catch(appup.report);
-  }
-
   const handler = makeHandler(appup, config.token, log);
   let server = listen(config.port, handler);
+  await appup.begin(config.startUp); // a toggle that is there by now comes next
   const { hostname, port } = server.addr;
   const host = hostname.includes(":") ? `[${hostname}]` : hostname;
   const state = appup.known()?.up ? "up" : "down";
@@ -756,9 +763,9 @@ export async function serve(config: Config): Promise<void> {
   // when it should, and what others did is seen.
   let settling = setTimeout(async function settle() {
     await appup.settle();
-    const { until } = appup.known() ?? {};
-    const left = until ? Date.parse(until) - Date.now() : SETTLE_EVERY;
-    settling = setTimeout(settle, Math.min(left, SETTLE_EVERY));
+    const left = Date.parse(appup.known()?.until ?? "") - Date.now();
+    const isSoon = left > 0 && left < SETTLE_EVERY;
+    settling = setTimeout(settle, isSoon ? left : SETTLE_EVERY);
   });
 
   log(`${await stop.promise}: stopping`);
@@ -869,4 +876,5 @@ export async function main([command, ...rest]: string[]): Promise<number> {
   }
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+// No `await` here: while a module waits, Deno keeps 1.4 MB from its start.
+if (import.meta.main) main(Deno.args).then(Deno.exit);

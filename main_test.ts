@@ -843,6 +843,26 @@ Deno.test("a drain is over for who goes up from a shell", async () => {
   assertEquals(await exists(volume.file), false);
 });
 
+Deno.test("a drain that is over but cannot end is tried once a second", async () => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  await app.ask("/down?for=1s");
+  await Deno.mkdir(volume.file);
+  await app.logs("Not a file");
+  await after(1_000);
+  const ticks = async () => {
+    const stat = await Deno.readTextFile(`/proc/${app.pid}/stat`);
+    const [user, system] = stat.split(") ")[1].split(" ").slice(11, 13);
+    return Number(user) + Number(system); // of 10 ms
+  };
+  const before = await ticks();
+  await after(1_000);
+  const spent = await ticks() - before;
+  assert(spent <= 5, `it is busy: ${spent} ticks in a second`);
+  await Deno.remove(volume.file);
+  await until("it ends after all", () => exists(volume.file));
+});
+
 Deno.test("a drain's end survives a restart", async (t) => {
   const restart = async (after_: number, check: (volume: Volume) => void) => {
     await using volume = await makeVolume();
@@ -976,6 +996,22 @@ Deno.test("UP_INITIAL=up starts up on a new volume, and only then", async (t) =>
       }
     });
   }
+});
+
+Deno.test({
+  name: "a volume too full for a state does not pass for new",
+  ignore: !canMount,
+  fn: async () => {
+    await using volume = await makeVolume();
+    const before = `head -c 4096 /dev/zero >${volume.folder}/fill && ` +
+      '"$@" up >&2 && "$@" down >&2 && exec "$@"';
+    const wrapper = [...onTmpfs(volume, "size=4k"), "sh", "-c", before, "sh"];
+    await using app = await start(volume, { UP_INITIAL: "up" }, wrapper);
+    assertEquals(await brief(app.ask("/health")), [
+      ServiceUnavailable,
+      "app is down",
+    ]);
+  },
 });
 
 Deno.test("a crash in the middle of a flip is settled at the start", async (t) => {
