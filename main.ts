@@ -8,7 +8,8 @@
  *
  * Beside it stands a small state file, `UP_FILE.state`, with what a file's
  * presence cannot tell: since when, by whom, why, and until when the pod is
- * down. It decides nothing but when a drain ends.
+ * down. It decides nothing but when a drain ends, and how a flip does that a
+ * crash cut short.
  *
  * As a program (`appup --help`), it serves, or flips the switch from the command
  * line; as a module, it exports its parts.
@@ -266,9 +267,10 @@ export function makeSwitch(file: string, log: Log): Switch {
   const transitions = { up: 0, down: 0 };
   let known: State | undefined;
 
-  async function look(): Promise<boolean> {
+  // Synchronous: 3 µs, where the way to a thread and back takes 80.
+  function look(): boolean {
     try {
-      if ((await Deno.stat(file)).isFile) return true;
+      if (Deno.statSync(file).isFile) return true;
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
       Deno.statSync(folder); // no file is down, but no volume is an error
@@ -277,17 +279,13 @@ export function makeSwitch(file: string, log: Log): Switch {
     throw new Error(`Not a file: stat '${file}'`);
   }
 
-  // Questions that come while a look is under way share the one after it: the
-  // one under way could have looked before the file changed.
-  let underWay: Promise<unknown> = Promise.resolve();
-  let next: Promise<boolean> | undefined;
-  const lookAnew = () => {
-    next = undefined;
-    const answer = look();
-    underWay = answer;
-    return answer;
-  };
-  const isUp = () => next ??= underWay.then(lookAnew, lookAnew);
+  // Questions that arrive together share one look, made after the last of them.
+  let shared: Promise<boolean> | undefined;
+  const isUp = () =>
+    shared ??= Promise.resolve().then(() => {
+      shared = undefined;
+      return look();
+    });
 
   /** Whether this call created it. */
   async function create(): Promise<boolean> {
@@ -296,7 +294,7 @@ export function makeSwitch(file: string, log: Log): Switch {
       return true;
     } catch (error) {
       if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
-      if (await look()) return false;
+      if (look()) return false;
       throw new Error(`A link that leads nowhere: stat '${file}'`);
     }
   }
@@ -331,7 +329,7 @@ export function makeSwitch(file: string, log: Log): Switch {
       if (error instanceof Deno.errors.NotFound) return undefined;
       if (!isDamage(error)) throw error;
       await Deno.rename(stateFile, setAside);
-      const state = { up: await look(), since: now(), by: "found like this" };
+      const state = { up: look(), since: now(), by: "found like this" };
       await keep(state);
       log(`${stateFile} is damaged, set aside as ${setAside}`);
       return state;
@@ -367,7 +365,7 @@ export function makeSwitch(file: string, log: Log): Switch {
   }
 
   async function flip(up: boolean, by: string, { drain, reason }: Order = {}) {
-    const wasUp = await look();
+    const wasUp = look();
     const before = await recall();
     const isSame = wasUp === up && before?.up === up && !before.pending;
     if (isSame && !drain && !reason && !before.until) return false;
@@ -408,7 +406,7 @@ export function makeSwitch(file: string, log: Log): Switch {
       await carryOut(found);
       return;
     }
-    const up = await look();
+    const up = look();
     if (found?.up === up) {
       learn(found);
       const { until } = found;
@@ -781,7 +779,7 @@ function listen(
   const on = (hostname: string) => {
     try {
       const server = Deno.serve({ hostname, port, onListen() {} }, handler);
-      server.finished.catch(() => {}); // keepListening takes care of it
+      server.finished.catch(() => {}); // the server's life goes on without it
       return server;
     } catch (cause) {
       const why = messageOf(cause);

@@ -305,6 +305,7 @@ async function heading(): Promise<string> {
     await version("nginx", "-v"),
     await version("python3", "--version"),
     (await version("wrk", "-v")).replace(/ \[.*/, ""),
+    "hey",
     `Linux ${Deno.osRelease()}`,
     `${cpu}, ${navigator.hardwareConcurrency} cores, ${memory.toFixed()} GiB`,
     `load average ${loadBefore} before`,

@@ -2,17 +2,18 @@
 // uses, by the names that the real one makes of the same phrases.
 import { STATUS_CODES } from "node:http";
 
-type Name =
-  | "OK"
-  | "BadRequest"
-  | "Unauthorized"
-  | "Forbidden"
-  | "NotFound"
-  | "MethodNotAllowed"
-  | "ServiceUnavailable";
+interface StatusCode {
+  OK: 200;
+  BadRequest: 400;
+  Unauthorized: 401;
+  Forbidden: 403;
+  NotFound: 404;
+  MethodNotAllowed: 405;
+  ServiceUnavailable: 503;
+}
 
 export const STATUS_CODE = Object.fromEntries(
   Object.entries(STATUS_CODES).map((
     [code, phrase = ""],
   ) => [phrase.replaceAll(" ", ""), Number(code)]),
-) as Record<Name, number>;
+) as unknown as StatusCode;
