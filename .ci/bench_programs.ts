@@ -302,12 +302,14 @@ type Report = Outcome & {
   errors?: string;
 };
 
-async function wrk(
+type Generator = (
   url: string,
   clients: number,
   seconds: number,
   expect: 200 | 503,
-): Promise<Report> {
+) => Promise<Report>;
+
+const wrk: Generator = async (url, clients, seconds, expect) => {
   const text = await output(
     "wrk",
     "--threads=1",
@@ -328,14 +330,9 @@ async function wrk(
     expected: expect === 200 ? answers - not200 : not200,
     errors: text.match(/Socket errors: .*/)?.[0],
   };
-}
+};
 
-async function hey(
-  url: string,
-  clients: number,
-  seconds: number,
-  expect: 200 | 503,
-): Promise<Report> {
+const hey: Generator = async (url, clients, seconds, expect) => {
   const text = await output(
     "hey",
     "-disable-keepalive",
@@ -353,7 +350,7 @@ async function hey(
     expected: codes.find(([code]) => code === expect)?.[1] ?? 0,
     errors: text.match(/Error distribution:\s+(.*)/)?.[1],
   };
-}
+};
 
 // ------------------------------------------------------------------- A cgroup
 
