@@ -188,15 +188,20 @@ function outcome(up: boolean, changed: boolean, { drain }: Order): string {
 
 /** What the state file holds, as JSON. Times are ISO 8601. */
 export interface State {
+  /** What was asked for. */
   up: boolean;
+  /** Since when it is so. */
   since: string;
   /** Who made it so: a request and its address, the command line, … */
   by: string;
+  /** Why, if anybody said. */
   reason?: string;
   /** When a drain ends and the app goes up by itself. */
   until?: string;
-  /** Written before the file is flipped, gone afterwards: found by the next
-   * look or start, it tells that a crash came between. */
+  /**
+   * Written before the file is flipped, gone afterwards: a settlement that finds
+   * it knows that a crash came between.
+   */
   pending?: true;
 }
 
@@ -715,9 +720,9 @@ function family(type: string, name: string, help: string, samples: Sample[]) {
 /** How often a running appup looks at what others did, in ms. */
 const SETTLE_EVERY = 1_000;
 /** How often it makes sure that it still listens, in ms. */
-const LISTEN_AGAIN_EVERY = 500;
+const LISTEN_AGAIN_EVERY = 250;
 /** How long answers under way may keep a stopping server, in ms. */
-const SHUTDOWN_WITHIN = 500;
+const SHUTDOWN_WITHIN = 400;
 
 const after = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
