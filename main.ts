@@ -534,7 +534,11 @@ export function makeHandler(
       answer: () => respond(200, "ok"),
     },
     "/metrics": { does: "for Prometheus", methods: reads, answer: metrics },
-    "/": { does: "this page", methods: reads, answer: page },
+    "/": {
+      does: "the state, since when, by whom and why",
+      methods: reads,
+      answer: page,
+    },
   };
   const endpoints = Object.entries(routes)
     .map(([path, { does }]) => `${path.padEnd(10)}${does}\n`).join("");
