@@ -1041,6 +1041,28 @@ Deno.test("a crash in the middle of a flip is settled at the start", async (t) =
   }
 });
 
+Deno.test("whoever reads the state file never meets half of it", async () => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  await app.ask("/up");
+  let isFlipping = true;
+  const flips = (async () => {
+    for (let i = 0; i < 1000; i++) {
+      await app.ask(i % 2 ? "/up" : "/down?for=1h");
+    }
+    isFlipping = false;
+  })();
+  while (isFlipping) {
+    const texts = Array.from(
+      { length: 50 },
+      () => Deno.readTextFileSync(volume.stateFile),
+    );
+    for (const text of texts) assertMatch(text, /^\{.*\}\n$/);
+    await after(0);
+  }
+  await flips;
+});
+
 Deno.test("killed at any point, it never leaves half a state", async () => {
   await using volume = await makeVolume();
   for (let round = 0; round < 15; round++) {
