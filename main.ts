@@ -724,7 +724,7 @@ function family(type: string, name: string, help: string, samples: Sample[]) {
 /** How often a running appup looks at what others did, in ms. */
 const SETTLE_EVERY = 1_000;
 /** How often it makes sure that it still listens, in ms. */
-const LISTEN_AGAIN_EVERY = 250;
+const LISTEN_AGAIN_EVERY = 500;
 /** How long answers under way may keep a stopping server, in ms. */
 const SHUTDOWN_WITHIN = 400;
 
