@@ -409,25 +409,24 @@ export function makeSwitch(file: string, log: Log): Switch {
     known ??= found;
     if (found?.pending) {
       await carryOut(found);
-      return;
+      return settle();
     }
     const up = look();
-    if (found?.up === up) {
+    const wasUp = (found ?? known)?.up ?? up;
+    if (wasUp !== up) {
+      // Another appup writes its state before it touches the file: with a new
+      // state there, the change was its doing, else somebody else's.
+      const latest = await recall();
+      if (JSON.stringify(latest) !== JSON.stringify(found)) return settle();
+      const state = { up, since: now(), by: "something other than appup" };
+      await keep(state);
+      learn(state);
+    } else if (found) {
       learn(found);
       const { until } = found;
       if (until && Date.parse(until) <= Date.now()) {
         await flip(true, "its drain is over");
       }
-      return;
-    }
-    // Another appup writes its state before it touches the file: with a new
-    // state there, the change was its doing, else somebody else's.
-    const latest = await recall();
-    if (JSON.stringify(latest) !== JSON.stringify(found)) return settle();
-    if (found || (known && known.up !== up)) {
-      const state = { up, since: now(), by: "something other than appup" };
-      await keep(state);
-      learn(state);
     } else {
       known = { up, since: now(), by: "found like this", ...known };
       delete known.until;
@@ -710,7 +709,12 @@ const gauge = (name: string, help: string, value: number) =>
 type Sample = [labels: Record<string, string>, value: number];
 
 /** A metric in Prometheus' text format, version 0.0.4. */
-function family(type: string, name: string, help: string, samples: Sample[]) {
+function family(
+  type: "counter" | "gauge",
+  name: string,
+  help: string,
+  samples: Sample[],
+): string {
   const text = samples.map(([labels, value]) => {
     const pairs = Object.entries(labels).map(([k, v]) => `${k}="${v}"`);
     return `${name}${pairs.length > 0 ? `{${pairs}}` : ""} ${value}\n`;
@@ -768,12 +772,15 @@ export async function serve(config: Config): Promise<void> {
 
   // Somebody may probe with `cat` alone: without any request, too, a drain ends
   // when it should, and what others did is seen.
-  let settling = setTimeout(async function settle() {
-    await appup.settle();
+  const settleLater = (): ReturnType<typeof setTimeout> => {
     const left = Date.parse(appup.known()?.until ?? "") - Date.now();
     const isSoon = left > 0 && left < SETTLE_EVERY;
-    settling = setTimeout(settle, isSoon ? left : SETTLE_EVERY);
-  });
+    return setTimeout(async () => {
+      await appup.settle();
+      settling = settleLater();
+    }, isSoon ? left : SETTLE_EVERY);
+  };
+  let settling = settleLater();
 
   log(`${await stop.promise}: stopping`);
   clearInterval(listening);
