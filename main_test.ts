@@ -2,8 +2,12 @@
  * The specification of appup, as tests that talk to the real program over real
  * HTTP and the real file system: from source, or to the binary APPUP_BIN names.
  */
-import { assert, assertEquals, assertMatch } from "@std/assert";
-import { assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import { exists } from "@std/fs";
 import { STATUS_CODE } from "@std/http/status";
 import manifest from "./deno.json" with { type: "json" };
@@ -133,12 +137,15 @@ async function brief(answer: ReturnType<typeof ask>) {
   return [status, body] as const;
 }
 
+const send = (connection: Deno.Conn, text: string) =>
+  connection.write(new TextEncoder().encode(text));
+
 /** What comes back for these bytes, until the server closes the connection. */
 async function raw(port: number, bytes: string, hostname = "127.0.0.1") {
   const connection = await Deno.connect({ hostname, port });
   const timeout = setTimeout(() => connection.close(), 5_000);
   try {
-    await connection.write(new TextEncoder().encode(bytes));
+    await send(connection, bytes);
     return await new Response(connection.readable).text();
   } finally {
     clearTimeout(timeout);
@@ -182,6 +189,14 @@ const onTmpfs = (volume: Volume, options: string) => [
   "sh",
   "-c",
   `mount -t tmpfs -o ${options} tmpfs ${volume.folder} && exec "$@"`,
+  "sh",
+];
+/** The same, without a byte of room left; `before` runs ahead of the program. */
+const onFullDisk = (volume: Volume, before = "true") => [
+  ...onTmpfs(volume, "size=4k"),
+  "sh",
+  "-c",
+  `head -c 4096 /dev/zero >${volume.folder}/fill && ${before} && exec "$@"`,
   "sh",
 ];
 const canRun = async (command: string, ...args: string[]) => {
@@ -437,9 +452,7 @@ Deno.test({
   ignore: !canMount,
   fn: async () => {
     await using volume = await makeVolume();
-    const fill = `head -c 4096 /dev/zero >${volume.folder}/fill && exec "$@"`;
-    const wrapper = [...onTmpfs(volume, "size=4k"), "sh", "-c", fill, "sh"];
-    await using app = await start(volume, {}, wrapper);
+    await using app = await start(volume, {}, onFullDisk(volume));
     assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
     assertEquals((await app.ask("/down?for=1h")).status, ServiceUnavailable);
     assertEquals(await brief(app.ask("/health")), [OK, "app is up"]);
@@ -609,8 +622,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     const idle = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
     const half = "GET /health HTTP/1.1\r\nHo";
     for (const [i, connection] of open.entries()) {
-      const bytes = new TextEncoder().encode([idle, half, ""][i % 3]);
-      if (bytes.length > 0) await connection.write(bytes);
+      await send(connection, [idle, half, ""][i % 3]);
     }
     await after(100);
     const killed = Date.now();
@@ -627,16 +639,15 @@ Deno.test("what is under way at SIGTERM is answered", async () => {
   await using volume = await makeVolume();
   await using app = await start(volume);
   const connections = await connect(app.port, 40);
-  const send = async (connection: Deno.Conn, path: string) => {
-    const request = `GET ${path} HTTP/1.1\r\nHost: x\r\n\r\n`;
-    await connection.write(new TextEncoder().encode(request));
+  const get = async (connection: Deno.Conn, path: string) => {
+    await send(connection, `GET ${path} HTTP/1.1\r\nHost: x\r\n\r\n`);
     const answer = new Uint8Array(1024);
     const length = await connection.read(answer);
     return new TextDecoder().decode(answer.subarray(0, length ?? 0));
   };
-  await Promise.all(connections.map((to) => send(to, "/livez")));
-  const answers = connections.map((to, i) =>
-    send(to, i % 2 ? "/up" : "/down?for=1h")
+  await Promise.all(connections.map((from) => get(from, "/livez")));
+  const answers = connections.map((from, i) =>
+    get(from, i % 2 ? "/up" : "/down?for=1h")
   );
   await Promise.race(answers); // most others have arrived, and wait their turn
   app.kill("SIGTERM");
@@ -680,9 +691,7 @@ Deno.test("a thousand clients that stall do not keep a probe waiting", async () 
   await using app = await start(volume);
   const stalled = await connect(app.port, 1000);
   assertEquals(stalled.length, 1000);
-  for (const connection of stalled) {
-    await connection.write(new TextEncoder().encode("GET /health HT"));
-  }
+  for (const connection of stalled) await send(connection, "GET /health HT");
   const { status } = await app.ask("/health", {
     signal: AbortSignal.timeout(1_000), // a probe's timeoutSeconds
   });
@@ -1003,9 +1012,7 @@ Deno.test({
   ignore: !canMount,
   fn: async () => {
     await using volume = await makeVolume();
-    const before = `head -c 4096 /dev/zero >${volume.folder}/fill && ` +
-      '"$@" up >&2 && "$@" down >&2 && exec "$@"';
-    const wrapper = [...onTmpfs(volume, "size=4k"), "sh", "-c", before, "sh"];
+    const wrapper = onFullDisk(volume, '"$@" up >&2 && "$@" down >&2');
     await using app = await start(volume, { UP_INITIAL: "up" }, wrapper);
     assertEquals(await brief(app.ask("/health")), [
       ServiceUnavailable,
