@@ -2,17 +2,12 @@
  * appup stands in for the health check that an application in Kubernetes does
  * not have: a switch in front of the pod's readiness.
  *
- * The switch is a file, `UP_FILE`. There, the pod is up; gone, it is down. Every
+ * The switch is a file, `UP_FILE`. There, the pod is up; gone, it is down. Each
  * answer comes from a look at it that began after the question arrived, so a
  * `touch` or an `rm` from any container of the pod counts at once.
  *
- * Beside it stands a small state file, `UP_FILE.state`, with what a file's
- * presence cannot tell: since when, by whom, why, and until when the pod is
- * down. It decides nothing but when a drain ends, and how a flip does that a
- * crash cut short.
- *
- * As a program (`appup --help`), it serves, or flips the switch from the command
- * line; as a module, it exports its parts.
+ * Beside it lies `UP_FILE.state`: since when, by whom, why, and until when a
+ * drain lasts. It is believed only where it agrees with the file.
  *
  * @module
  */
@@ -21,7 +16,7 @@ import manifest from "./deno.json" with { type: "json" };
 const VERSION: string = manifest.version;
 
 /** What the process exits with. */
-export const EXIT = {
+const EXIT = {
   /** It did what was asked. */
   OK: 0,
   /** It could not (port in use, file system), or `appup health` found down. */
@@ -31,85 +26,100 @@ export const EXIT = {
 } as const;
 
 /** A mistake of the caller's: 400 over HTTP, exit code 2 on the command line. */
-export class UsageError extends Error {}
+class UsageError extends Error {}
+
+const now = () => new Date().toISOString();
+const after = (ms: number) => new Promise((done) => setTimeout(done, ms));
+const messageOf = (error: unknown) =>
+  error instanceof Error ? error.message : String(error);
 
 // ---------------------------------------------------------------------------
 // Configuration
 
 /** What the environment decides. */
-export interface Config {
+interface Config {
   /** Absolute path of the file whose presence means up. */
   file: string;
   /** TCP port; 0 takes a free one. */
   port: number;
   /** Whether a volume that no appup has seen before starts up. */
   startUp: boolean;
+  /** Whether toggles over HTTP must come from inside of the pod. */
+  fromPodOnly: boolean;
   /** What the toggles ask for as a bearer token, if anything. */
   token?: string;
 }
 
 /**
- * Reads the configuration from the `UP_*` variables.
+ * Reads the `UP_*` variables.
  *
  * @throws {UsageError} with a line for each wrong value, all at once: the
- * variable, its value, and the way out. A token is never shown.
+ * variable, its value (never a token), and the way out.
  */
-export function configure(env: (name: string) => string | undefined): Config {
+function configure(): Config {
   const wrong: string[] = [];
-  const read = (
-    name: string,
-    fallback: string,
-    isRight: (value: string) => boolean,
-    wayOut: string,
-    show = JSON.stringify,
-  ) => {
-    const value = env(name) ?? fallback;
-    if (!isRight(value)) wrong.push(`${name}=${show(value)}: ${wayOut}`);
+  const read = (name: string, fallback: string, rule: Rule) => {
+    const value = Deno.env.get(name) ?? fallback;
+    const shown = rule.isSecret ? "(not shown)" : JSON.stringify(value);
+    if (!rule.allows(value)) wrong.push(`${name}=${shown}: ${rule.wayOut}`);
     return value;
   };
-
   const config = {
-    file: read(
-      "UP_FILE",
-      "/pod/up.txt",
-      isUsableFile,
-      "must be an absolute path in an existing folder below /pod or /tmp, all " +
-        "that appup may touch; mount the pod's shared volume at /pod in this " +
-        "container, whatever its path is in the others",
-    ),
-    port: Number(read(
-      "UP_PORT",
-      "9999",
-      (value) => /^\d{1,5}$/.test(value) && Number(value) <= 65535,
-      "must be a whole number from 0 to 65535, 0 for a free port; a Service " +
-        'named "up" sets it in every pod, unless the container sets it, too',
-    )),
-    startUp: read(
-      "UP_INITIAL",
-      "down",
-      (value) => value === "up" || value === "down",
-      'must be "up" or "down", or not set at all',
-    ) === "up",
-    // Visible ASCII is what a header can carry; a Secret made with `echo` ends
-    // in a newline, which no client could ever send.
-    token: env("UP_TOKEN") === undefined ? undefined : read(
-      "UP_TOKEN",
-      "",
-      (value) => /^[\x21-\x7e]+$/.test(value),
-      "must be one or more visible ASCII characters, without spaces or a " +
-        "newline; to leave the toggles open, do not set it at all",
-      () => "(not shown)",
-    ),
+    file: read("UP_FILE", "/pod/up.txt", A_FILE),
+    port: Number(read("UP_PORT", "9999", A_PORT)),
+    startUp: read("UP_INITIAL", "down", either("down", "up")) === "up",
+    token: Deno.env.has("UP_TOKEN") ? read("UP_TOKEN", "", A_TOKEN) : undefined,
+    fromPodOnly:
+      read("UP_FROM", "anywhere", either("anywhere", "pod")) === "pod",
   };
   if (wrong.length > 0) throw new UsageError(wrong.join("\n"));
   return config;
 }
 
+interface Rule {
+  allows(value: string): boolean;
+  wayOut: string;
+  isSecret?: boolean;
+}
+
+const A_FILE: Rule = {
+  allows: isUsableFile,
+  wayOut:
+    "must be an absolute path in an existing folder below /pod or /tmp, " +
+    "all that appup may touch, with room for .state.new behind its name; mount " +
+    "the pod's shared volume at /pod in this container, whatever its path is " +
+    "in the others",
+};
+const A_PORT: Rule = {
+  allows: (value) => /^\d{1,5}$/.test(value) && Number(value) <= 65535,
+  wayOut: "must be a whole number from 0 to 65535, 0 for a free port; a " +
+    'Service named "up" sets it in every pod, unless the container sets it, too',
+};
+// Visible ASCII is what a header can carry; a Secret made with `echo` ends in a
+// newline, which no client could ever send.
+const A_TOKEN: Rule = {
+  allows: (value) => /^[\x21-\x7e]+$/.test(value),
+  wayOut: "must be one or more visible ASCII characters, without spaces or a " +
+    "newline; to leave the toggles open, do not set it at all",
+  isSecret: true,
+};
+const either = (one: string, other: string): Rule => ({
+  allows: (value) => value === one || value === other,
+  wayOut: `must be "${one}" or "${other}", or not set at all`,
+});
+
 const folderOf = (path: string) => path.slice(0, path.lastIndexOf("/")) || "/";
+const stateFileOf = (path: string) => `${path}.state`;
+const draftOf = (path: string) => `${stateFileOf(path)}.new`;
+
+/** How long a file's name may be on Linux, in bytes. */
+const LONGEST_NAME = 255;
 
 function isUsableFile(path: string): boolean {
-  if (!path.startsWith("/") || path.endsWith("/")) return false;
+  if (!path.startsWith("/") || /\/\.{0,2}$/.test(path)) return false;
   const folder = folderOf(path);
+  const name = draftOf(path).slice(folder.length);
+  if (bytesOf(name).length > LONGEST_NAME) return false;
   const may = (name: "read" | "write") =>
     Deno.permissions.querySync({ name, path: folder }).state === "granted";
   try {
@@ -122,8 +132,8 @@ function isUsableFile(path: string): boolean {
 // ---------------------------------------------------------------------------
 // What may be asked of a flip, over HTTP and on the command line alike
 
-/** What comes with a request to go up or down. */
-export interface Order {
+/** What may come with a flip. */
+interface FlipOptions {
   /** How long to stay down, in ms, and as the caller wrote it. */
   drain?: { ms: number; text: string };
   /** Why, for whoever looks next. */
@@ -135,22 +145,27 @@ const LONGEST_DRAIN_S = 24 * SECONDS_PER.h;
 const LONGEST_REASON = 200;
 
 /**
- * Reads `for` and `reason` as they came.
+ * Reads whatever came as `for` and as `reason`.
  *
  * @throws {UsageError} that says which form is accepted.
  */
-export function parseOrder(
+function parseFlipOptions(
   up: boolean,
-  duration?: string | null,
-  reason?: string | null,
-): Order {
+  durations: string[],
+  reasons: string[],
+): FlipOptions {
+  if (durations.length > 1 || reasons.length > 1) {
+    throw new UsageError("one duration and one reason are enough");
+  }
+  const [duration] = durations;
+  const [reason] = reasons;
   return {
-    drain: typeof duration === "string" ? parseDrain(up, duration) : undefined,
+    drain: duration === undefined ? undefined : parseDrain(up, duration),
     reason: reason ? parseReason(reason) : undefined,
   };
 }
 
-function parseDrain(up: boolean, text: string): Order["drain"] {
+function parseDrain(up: boolean, text: string): FlipOptions["drain"] {
   if (up) throw new UsageError("only down takes a duration");
   const [, digits, unit] = /^(\d+)([smh]?)$/.exec(text) ?? [];
   const seconds = Number(digits) * SECONDS_PER[unit as "" | "s" | "m" | "h"];
@@ -163,32 +178,33 @@ function parseDrain(up: boolean, text: string): Order["drain"] {
   return { ms: seconds * 1000, text: unit ? text : `${text}s` };
 }
 
-function parseReason(reason: string): string {
-  // Line and paragraph separators would break the log's one line per event.
-  if (
-    [...reason].length > LONGEST_REASON || /[\p{Cc}\p{Zl}\p{Zp}]/u.test(reason)
-  ) {
+function parseReason(text: string): string {
+  // Line breaks and changes of direction could forge a line of the log.
+  const forges = /[\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]/u;
+  if ([...text].length > LONGEST_REASON || forges.test(text)) {
     throw new UsageError(
       `a reason is at most ${LONGEST_REASON} characters, without control ` +
-        "characters or line breaks",
+        "characters, line breaks and bidirectional controls",
     );
   }
-  return reason;
+  return text;
 }
 
 /** What whoever flipped the switch is told, over HTTP and in a shell. */
-function outcome(up: boolean, changed: boolean, { drain }: Order): string {
-  if (up) return "app is up";
-  if (drain) return `app is down for ${drain.text}`;
-  return changed ? "app is down" : "app is already down";
+function outcome(
+  up: boolean,
+  changed: boolean,
+  { drain }: FlipOptions,
+): string {
+  if (drain) return `${phrase(up)} for ${drain.text}`;
+  return up || changed ? phrase(up) : "app is already down";
 }
 
 // ---------------------------------------------------------------------------
-// The switch over the file
+// What is known about the switch, and where it is kept
 
-/** What the state file holds, as JSON. Times are ISO 8601. */
-export interface State {
-  /** What was asked for. */
+/** What is known about the switch. Times are ISO 8601. */
+interface State {
   up: boolean;
   /** Since when it is so. */
   since: string;
@@ -198,465 +214,624 @@ export interface State {
   reason?: string;
   /** When a drain ends and the app goes up by itself. */
   until?: string;
-  /**
-   * Written before the file is flipped, gone afterwards: a settlement that finds
-   * it knows that a crash came between.
-   */
-  pending?: true;
 }
 
-/**
- * Reads a state file's text.
- *
- * @throws {SyntaxError} when it is not a state.
- */
-export function parseState(text: string): State {
-  const state = JSON.parse(text);
+/** `by` of a change that no appup made. */
+const BY_HAND = "something other than appup";
+/** `by` of what was so already when an appup first looked. */
+const NOT_KNOWN = "not known";
+
+const phrase = (up: boolean) => `app is ${up ? "up" : "down"}`;
+
+/** A state in one line, for the log. */
+function describe({ up, by, reason, until }: State): string {
+  const end = until ? ` until ${until}` : "";
+  const why = reason ? `, because ${JSON.stringify(reason)}` : "";
+  return `${phrase(up)}${end}: ${by}${why}`;
+}
+
+/** What a look finds: the file, and a state if there is one that agrees. */
+interface Found {
+  up: boolean;
+  state?: State;
+}
+
+/** The same in some lines, for the page and `appup health`. */
+function report({ up, state }: Found): string {
+  return [
+    phrase(up),
+    state && `since  ${state.since}\nby     ${state.by}`,
+    state?.reason && `why    ${state.reason}`,
+    state?.until && `until  ${state.until}`,
+  ].filter(Boolean).join("\n");
+}
+
+/** @throws {SyntaxError} for a text that no appup wrote. */
+function parseState(text: string): State {
+  const { up, since, by, reason, until } = JSON.parse(text) ?? {};
   const isText = (value: unknown) => typeof value === "string";
   const isTime = (value: unknown) =>
-    isText(value) && !isNaN(Date.parse(value as string));
-  const isState = typeof state?.up === "boolean" && isTime(state.since) &&
-    isText(state.by) &&
-    (state.reason === undefined || isText(state.reason)) &&
-    (state.until === undefined || (isTime(state.until) && !state.up));
-  if (!isState) throw new SyntaxError("not a state");
-  return state;
+    isText(value) && Date.parse(`${value}`) > 0;
+  const isState = typeof up === "boolean" && isTime(since) && isText(by) &&
+    (reason === undefined || isText(reason)) &&
+    (until === undefined || (isTime(until) && !up));
+  if (!isState) throw new SyntaxError("not what appup writes");
+  return { up, since, by, reason, until };
 }
 
-/** Takes note of an event, in one line. */
-export type Log = (event: string) => void;
+/** Far more than a state takes, in bytes. */
+const LARGEST_STATE = 64 * 1024;
 
-const now = () => new Date().toISOString();
-const messageOf = (error: unknown) =>
-  error instanceof Error ? error.message : String(error);
-
-/** The switch: a file that is there or not, and what is known about it. */
-export interface Switch {
-  /**
-   * Whether the file is there, by a look that begins after the call.
-   *
-   * @throws when that can't be told: the volume gone, not a file, no permission.
-   */
-  isUp(): Promise<boolean>;
-  /**
-   * Creates or removes the file, and tells whether it changed anything. Of any
-   * number of simultaneous calls, one does.
-   *
-   * @throws when the file can't be flipped or a drain's end not be kept.
-   */
-  flip(up: boolean, by: string, order?: Order): Promise<boolean>;
-  /**
-   * Settles, and goes up where `startUp` says so: on a new volume only, for a
-   * crash must not put a pod back that an operator took out.
-   */
-  begin(startUp: boolean): Promise<void>;
-  /**
-   * Brings file and state file to agree: finishes what a crash cut short, ends
-   * a drain that is over, takes note of what others did. Never throws: what
-   * hinders it is reported.
-   */
-  settle(): Promise<void>;
-  /** Logs an error, once until {@linkcode settle} succeeds again. */
-  report(error: unknown): void;
-  /** What was known last; nothing before {@linkcode begin}. */
-  known(): State | undefined;
-  /** How often it went up and down while this process watched. */
-  transitions: { up: number; down: number };
+/** What lies where the state is kept. */
+interface Kept {
+  isThere: boolean;
+  /** What it says. An empty file says: seen before, nothing known. */
+  state?: State;
+  /** Why it is not a state. */
+  oddity?: string;
 }
 
-/** Makes the switch over `file`; `log` gets a line for each event. */
-export function makeSwitch(file: string, log: Log): Switch {
-  const folder = folderOf(file);
-  const stateFile = `${file}.state`;
-  const setAside = `${stateFile}.damaged`;
-  const transitions = { up: 0, down: 0 };
-  let known: State | undefined;
+/** Where the state is kept, beside `UP_FILE`. It reads and writes, no more. */
+class StateFile {
+  constructor(private path: string, private draft: string) {}
 
-  // Synchronous: 3 µs, where the way to a thread and back takes 80.
-  function look(): boolean {
+  /** @throws when the file system fails; not for an oddity. */
+  async read(): Promise<Kept> {
     try {
-      if (Deno.statSync(file).isFile) return true;
+      const found = await ifThere(Deno.lstat(this.path));
+      if (!found) return { isThere: false };
+      // Reading anything else could wait, or go on, for ever.
+      if (!found.isFile) throw new SyntaxError("not a regular file");
+      if (found.size > LARGEST_STATE) throw new SyntaxError("too large");
+      const text = await Deno.readTextFile(this.path);
+      return { isThere: true, state: text ? parseState(text) : undefined };
     } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-      Deno.statSync(folder); // no file is down, but no volume is an error
-      return false;
-    }
-    throw new Error(`Not a file: stat '${file}'`);
-  }
-
-  // Questions that arrive together share one look, made after the last of them.
-  let shared: Promise<boolean> | undefined;
-  const isUp = () =>
-    shared ??= Promise.resolve().then(() => {
-      shared = undefined;
-      return look();
-    });
-
-  /** Whether this call created it. */
-  async function create(): Promise<boolean> {
-    try {
-      await Deno.writeFile(file, new Uint8Array(), { createNew: true });
-      return true;
-    } catch (error) {
-      if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
-      if (look()) return false;
-      throw new Error(`A link that leads nowhere: stat '${file}'`);
+      const isOdd = error instanceof SyntaxError ||
+        error instanceof Deno.errors.PermissionDenied;
+      if (!isOdd) throw error;
+      return { isThere: true, oddity: `${this.path}: ${error.message}` };
     }
   }
 
-  /** Whether this call removed it. */
-  async function remove(path: string): Promise<boolean> {
+  /** Writes all of it or nothing: nobody ever reads half a state. */
+  async write(state: State): Promise<void> {
     try {
-      await Deno.remove(path);
-      return true;
+      await ifThere(Deno.remove(this.draft)); // a crash may have left one
+      const text = `${JSON.stringify(state)}\n`;
+      await Deno.writeTextFile(this.draft, text, { createNew: true });
+      await Deno.rename(this.draft, this.path);
     } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-      return false;
-    }
-  }
-
-  /** Written whole or not at all: whoever reads it never meets half a state. */
-  async function write(state: State): Promise<void> {
-    const draft = `${stateFile}.${crypto.randomUUID()}`;
-    try {
-      await Deno.writeTextFile(draft, `${JSON.stringify(state)}\n`);
-      await Deno.rename(draft, stateFile);
-    } catch (error) {
-      await remove(draft).catch(() => {});
-      throw new Error(messageOf(error).replaceAll(draft, stateFile));
-    }
-  }
-
-  async function recall(): Promise<State | undefined> {
-    try {
-      return parseState(await Deno.readTextFile(stateFile));
-    } catch (error) {
-      if (error instanceof Deno.errors.NotFound) return undefined;
-      if (!isDamage(error)) throw error;
-      await Deno.rename(stateFile, setAside);
-      const state = { up: look(), since: now(), by: "found like this" };
-      await keep(state);
-      log(`${stateFile} is damaged, set aside as ${setAside}`);
-      return state;
-    }
-  }
-
-  /** Keeps `state` if it can, or else nothing: an older one would be wrong. */
-  async function keep(state: State): Promise<void> {
-    try {
-      await write(state);
-    } catch (error) {
-      log(`since when, by whom and why is not kept: ${messageOf(error)}`);
-      await remove(stateFile);
-      // An empty file fits on a full disk: the volume must not pass for new.
-      const nothing = new Uint8Array();
-      await Deno.writeFile(setAside, nothing, { append: true }).catch(() => {});
-    }
-  }
-
-  function learn(state: State): void {
-    if (known && JSON.stringify(known) !== JSON.stringify(state)) {
-      if (known.up !== state.up) transitions[state.up ? "up" : "down"]++;
-      log(describe(state));
-    }
-    known = state;
-  }
-
-  async function carryOut({ pending: _, ...state }: State): Promise<boolean> {
-    const changed = state.up ? await create() : await remove(file);
-    await keep(state);
-    learn(state);
-    return changed;
-  }
-
-  async function flip(up: boolean, by: string, { drain, reason }: Order = {}) {
-    const wasUp = look();
-    const before = await recall();
-    const isSame = wasUp === up && before?.up === up && !before.pending;
-    if (isSame && !drain && !reason && !before.until) return false;
-    const state: State = {
-      up,
-      since: isSame ? before.since : now(),
-      by,
-      reason: reason ?? (isSame ? before.reason : undefined),
-      until: drain && new Date(Date.now() + drain.ms).toISOString(),
-      pending: true,
-    };
-    try {
-      await write(state);
-    } catch (error) {
-      // Without its end on disk a drain could last for ever. A plain flip has to
-      // work on a full disk, too, but then no older drain may outlive it.
-      if (drain) throw error;
-      if (!up) await remove(stateFile);
-    }
-    try {
-      return await carryOut(state);
-    } catch (error) {
-      await (before ? write(before) : remove(stateFile)).catch(() => {});
+      await Deno.remove(this.draft).catch(() => {});
       throw error;
     }
   }
 
-  async function begin(startUp: boolean): Promise<void> {
-    const isNew = !await isThere(stateFile) && !await isThere(setAside);
-    await settle();
-    if (startUp && isNew) await flip(true, "UP_INITIAL");
+  /** Empties it in place, which takes no room. */
+  async empty(): Promise<void> {
+    const found = await ifThere(Deno.lstat(this.path));
+    if (found && !found.isFile) return;
+    await Deno.writeTextFile(this.path, "")
+      .catch(() => ifThere(Deno.remove(this.path)));
   }
 
-  async function settle(): Promise<void> {
-    const found = await recall();
-    known ??= found;
-    if (found?.pending) {
-      await carryOut(found);
-      return settle();
+  /** Whether an appup 1.0 set a damaged one aside. */
+  async wasSetAside(): Promise<boolean> {
+    return Boolean(await ifThere(Deno.lstat(`${this.path}.damaged`)));
+  }
+}
+
+/** Nothing where the file is not there. */
+async function ifThere<T>(promise: Promise<T>): Promise<T | void> {
+  try {
+    return await promise;
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+// ---------------------------------------------------------------------------
+// The switch
+
+/** Where a switch tells what happens to it. */
+interface Journal {
+  /** Takes note of an event, in one line. */
+  event(line: string): void;
+  /** Takes note of what goes wrong; it may be met again at once. */
+  trouble(what: unknown): void;
+}
+
+/** How long a flip waits for other processes, in ms. */
+const PATIENCE = 2_000;
+/** How often it asks whether they are done, in ms. */
+const ASK_AGAIN = 5;
+
+/**
+ * The switch: a file that is there or not, and what is known about it.
+ *
+ * Whoever flips or settles locks the file's folder first (flock(2): the kernel
+ * frees it when its holder dies), and then believes the file: where the state
+ * says otherwise, somebody changed it by hand.
+ *
+ * The state changes only while the file is there or stays away. So a crash in
+ * the middle of a flip leaves the app up, as it was or as was asked: a flip has
+ * happened or it has not, and nothing happens later.
+ */
+class Switch {
+  /** How often the app went up and down while this process watched. */
+  readonly transitions = { up: 0, down: 0 };
+
+  private stateFile: StateFile;
+  private folder: string;
+  private known?: State;
+  private mayStartUp = false;
+  private turns: Promise<unknown> = Promise.resolve();
+
+  constructor(private file: string, private journal: Journal) {
+    this.stateFile = new StateFile(stateFileOf(file), draftOf(file));
+    this.folder = folderOf(file);
+  }
+
+  /**
+   * Whether the file is there. Synchronous: a look takes 3 µs, the way to a
+   * thread and back 80.
+   *
+   * @throws when that can't be told: the volume gone, not a file, no permission.
+   */
+  isUp(): boolean {
+    try {
+      if (Deno.statSync(this.file).isFile) return true;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+      Deno.statSync(this.folder); // no file is down, but no volume is an error
+      return false;
     }
-    const up = look();
-    const wasUp = (found ?? known)?.up ?? up;
-    if (wasUp !== up) {
-      // Another appup writes its state before it touches the file: with a new
-      // state there, the change was its doing, else somebody else's.
-      const latest = await recall();
-      if (JSON.stringify(latest) !== JSON.stringify(found)) return settle();
-      const state = { up, since: now(), by: "something other than appup" };
-      await keep(state);
-      learn(state);
-    } else if (found) {
-      learn(found);
-      const { until } = found;
-      if (until && Date.parse(until) <= Date.now()) {
-        await flip(true, "its drain is over");
-      }
-    } else {
-      known = { up, since: now(), by: "found like this", ...known };
-      delete known.until;
+    throw new Error(`Not a file: stat '${this.file}'`);
+  }
+
+  /** What is so, and what is known about it. Waits for nobody; throws as isUp. */
+  async look(): Promise<Found> {
+    const up = this.isUp();
+    const { state } = await this.stateFile.read();
+    return { up, state: [state, this.known].find((one) => one?.up === up) };
+  }
+
+  /**
+   * Creates or removes the file, and tells whether that changed anything. Of any
+   * number of simultaneous calls, in whatever processes, one does.
+   *
+   * @throws when the file can't be flipped, a drain's end can't be kept, or
+   * another process holds the lock for too long. Then nothing is flipped.
+   */
+  flip(up: boolean, by: string, options: FlipOptions): Promise<boolean> {
+    return this.alone(async () => {
+      const { drain, reason } = options;
+      const before = await this.catchUp();
+      const isSame = before.up === up && before.by !== NOT_KNOWN;
+      if (isSame && !drain && !reason && !before.until) return false;
+      return await this.turn({
+        up,
+        since: isSame ? before.since : now(),
+        by,
+        reason: reason ?? (isSame ? before.reason : undefined),
+        until: drain && new Date(Date.now() + drain.ms).toISOString(),
+      });
+    });
+  }
+
+  /**
+   * The first settlement. With `startUp`, the first one that can goes up where
+   * the volume is new: a crash must not put a pod back that somebody took out.
+   */
+  begin(startUp: boolean): Promise<void> {
+    this.mayStartUp = startUp;
+    return this.settle();
+  }
+
+  /**
+   * Takes note of what others did, and ends a drain that is over: about once a
+   * second, whether anybody asks or not. Never throws: it logs what hinders it.
+   */
+  async settle(): Promise<void> {
+    try {
+      await this.alone(async () => {
+        const { by, until } = await this.catchUp();
+        const isOver = until && Date.parse(until) <= Date.now();
+        const why = isOver
+          ? "its drain is over"
+          : this.mayStartUp && by === NOT_KNOWN && "UP_INITIAL";
+        if (why) await this.turn({ up: true, since: now(), by: why });
+      });
+    } catch (error) {
+      this.journal.trouble(error);
     }
   }
 
-  // Flips and settlements take turns. Looks don't: they only read.
-  let turns: Promise<unknown> = Promise.resolve();
-  function inTurn<T>(job: () => Promise<T>): Promise<T> {
-    const turn = turns.then(job);
-    turns = turn.catch(() => {});
+  /** In how many ms a drain ends, if there is one. */
+  get drainLeft(): number {
+    return Date.parse(this.known?.until ?? "") - Date.now();
+  }
+
+  /** Runs `job` after those before it, while no other process runs one. */
+  private alone<T>(job: () => Promise<T>): Promise<T> {
+    const deadline = performance.now() + PATIENCE;
+    const turn = this.turns.then(async () => {
+      using _lock = await this.lock(deadline);
+      return await job();
+    });
+    this.turns = turn.catch(() => {});
     return turn;
   }
 
-  const reported = new Set<string>();
-  function report(error: unknown): void {
-    const message = messageOf(error);
-    if (!reported.has(message)) log(message);
-    reported.add(message);
+  /** Asks time and again, since a wait in the kernel could not be given up. */
+  private async lock(deadline: number): Promise<Disposable> {
+    const folder = await Deno.open(this.folder);
+    const isOurs = () =>
+      folder.tryLock(true).catch((error) => {
+        this.journal.trouble(`no locks on ${this.folder}: ${messageOf(error)}`);
+        return true; // better than no switch
+      });
+    while (!await isOurs()) {
+      if (performance.now() > deadline) {
+        folder.close();
+        const waited = `${PATIENCE / 1000} s`;
+        throw new Error(
+          `${this.folder} is locked by another process, for ${waited} by now`,
+        );
+      }
+      await after(ASK_AGAIN);
+    }
+    return folder;
   }
 
-  const settleInTurn = (how = settle) =>
-    inTurn(how).then(() => reported.clear(), report);
-  let settling: Promise<void> | undefined;
-
-  return {
-    isUp,
-    flip: (up, by, order) => inTurn(() => flip(up, by, order)),
-    begin: (startUp) => settleInTurn(() => begin(startUp)),
-    settle: () =>
-      settling ??= settleInTurn().finally(() => settling = undefined),
-    report,
-    known: () => known,
-    transitions,
-  };
-}
-
-async function isThere(path: string): Promise<boolean> {
-  try {
-    await Deno.lstat(path);
-    return true;
-  } catch (error) {
-    return !(error instanceof Deno.errors.NotFound);
+  /** Believes the file, makes the state agree with it, and returns that. */
+  private async catchUp(): Promise<State> {
+    const up = this.isUp();
+    const { isThere, state, oddity } = await this.stateFile.read();
+    if (oddity) this.journal.trouble(oddity);
+    const isFirst = !this.known && !isThere;
+    if (!this.known) {
+      this.mayStartUp &&= isFirst && !await this.stateFile.wasSetAside();
+    }
+    // A state that is gone is written again. One that was emptied was another
+    // process's that had no room for it: the drain that it ended is not.
+    const wasEmptied = isThere && !oddity;
+    const known = this.known && wasEmptied
+      ? { ...this.known, until: undefined }
+      : this.known;
+    const last = state ?? known;
+    const by = last ? BY_HAND : NOT_KNOWN;
+    const agreed = last?.up === up ? last : { up, since: now(), by };
+    if (agreed !== state && agreed.by !== NOT_KNOWN) {
+      await this.keep(agreed).catch((error) => this.journal.trouble(error));
+    }
+    this.learn(agreed);
+    return agreed;
   }
-}
 
-/** Whether what was read, or could not be, will never be a state again. */
-function isDamage(error: unknown): boolean {
-  return error instanceof SyntaxError ||
-    error instanceof Deno.errors.IsADirectory ||
-    error instanceof Deno.errors.PermissionDenied;
-}
+  private async turn(state: State): Promise<boolean> {
+    const changed = state.up
+      ? await this.goUp(state)
+      : await this.goDown(state);
+    this.learn(state);
+    return changed;
+  }
 
-/** A state in one line: for the log. */
-function describe({ up, by, reason, until }: State): string {
-  return [
-    `app is ${up ? "up" : "down"}`,
-    until && ` until ${until}`,
-    `: ${by}`,
-    reason && `, because ${JSON.stringify(reason)}`,
-  ].filter(Boolean).join("");
+  private async goUp(state: State): Promise<boolean> {
+    const changed = await this.create();
+    await this.keep(state);
+    return changed;
+  }
+
+  private async goDown(state: State): Promise<boolean> {
+    await this.keep(state);
+    try {
+      return await ifThere(Deno.remove(this.file).then(() => true)) ?? false;
+    } catch (error) {
+      if (this.known) await this.keep(this.known); // it is as it was
+      throw error;
+    }
+  }
+
+  /** Whether this call created it. */
+  private async create(): Promise<boolean> {
+    try {
+      await Deno.writeFile(this.file, new Uint8Array(), { createNew: true });
+      return true;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+      const found = await ifThere(Deno.lstat(this.file));
+      if (!found?.isSymlink || this.isUp()) return false;
+      throw new Error(`A link that leads nowhere: stat '${this.file}'`);
+    }
+  }
+
+  /**
+   * Keeps a state. Where there is no room for it, at least no older one stays.
+   *
+   * @throws when a drain's end can't be kept: it could last for ever.
+   */
+  private async keep(state: State): Promise<void> {
+    try {
+      await this.stateFile.write(state);
+    } catch (error) {
+      if (state.until) throw error;
+      await this.stateFile.empty();
+      const why = messageOf(error);
+      this.journal.trouble(`since when, by whom and why is not kept: ${why}`);
+    }
+  }
+
+  private learn(state: State): void {
+    const { known } = this;
+    this.known = state;
+    if (!known || JSON.stringify(known) === JSON.stringify(state)) return;
+    if (known.up !== state.up) this.transitions[state.up ? "up" : "down"]++;
+    this.journal.event(describe(state));
+  }
 }
 
 // ---------------------------------------------------------------------------
 // The handler
 
-type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
-
-interface Route {
-  /** For the page and the 404, in a few words. */
-  does: string;
-  methods: readonly string[];
-  answer(request: Request, info: Info): Response | Promise<Response>;
+/** What the routes answer from. */
+interface Service {
+  appup: Switch;
+  journal: Journal;
+  fromPodOnly: boolean;
+  /** SHA-256 of the token that the toggles ask for, if they do. */
+  tokenDigest?: Uint8Array;
+  /** How many requests to known paths there were, by their labels. */
+  requests: Map<string, number>;
+  /** Who asked /health last, when (ms since 1970), and what they were told. */
+  asked?: { by: string; at: number; status: number };
 }
 
-/** Makes the handler that answers for the switch; logs toggles that fail. */
-export function makeHandler(
-  appup: Switch,
-  token: string | undefined,
-  log: Log,
-): Deno.ServeHandler<Deno.NetAddr> {
-  const reads = ["GET", "HEAD"];
-  const toggles = ["GET", "POST"]; // no HEAD: it is safe by RFC 9110, 9.2.1
+/** A request as the routes see it. */
+interface Question {
+  method: string;
+  path: string;
+  /** What follows the path. */
+  query: string;
+  headers: Headers;
+  info: Deno.ServeHandlerInfo<Deno.NetAddr>;
+}
 
-  const routes: Record<string, Route> = {
-    "/health": {
-      does: "200 when up, 503 when down: for a readinessProbe",
-      methods: reads,
-      answer: health,
-    },
-    "/up": {
-      does: "go up; ?reason=TEXT",
-      methods: toggles,
-      answer: (request, info) => toggle(true, request, info),
-    },
-    "/down": {
-      does: "go down; ?for=10m to come back up by itself; ?reason=TEXT",
-      methods: toggles,
-      answer: (request, info) => toggle(false, request, info),
-    },
-    "/livez": {
-      does: "200 while appup serves: for a livenessProbe of its own",
-      methods: reads,
-      answer: () => respond(200, "ok"),
-    },
-    "/metrics": { does: "for Prometheus", methods: reads, answer: metrics },
-    "/": {
-      does: "the state, since when, by whom and why",
-      methods: reads,
-      answer: page,
-    },
-  };
-  const endpoints = Object.entries(routes)
-    .map(([path, { does }]) => `${path.padEnd(10)}${does}\n`).join("");
+interface Route {
+  methods: string[];
+  answer(question: Question, service: Service): Response | Promise<Response>;
+  /** For the page and the 404, in a few words. */
+  does: string;
+}
 
-  const routeAt = new Map(Object.entries(routes));
-  const requests = new Map<string, number>(); // by "PATH CODE"
+const READ = ["GET", "HEAD"];
+const TOGGLE = ["GET", "POST"]; // no HEAD: it is safe by RFC 9110, 9.2.1
 
-  async function health(): Promise<Response> {
-    const up = await appup.isUp();
-    if (up !== appup.known()?.up) appup.settle();
-    return up ? respond(200, "app is up") : respond(503, "app is down");
-  }
+const ROUTES = new Map<string, Route>([
+  ["/health", {
+    methods: READ,
+    answer: health,
+    does: "200 when up, 503 when down: for a readinessProbe",
+  }],
+  ["/up", { methods: TOGGLE, answer: toggle, does: "go up; ?reason=TEXT" }],
+  ["/down", {
+    methods: TOGGLE,
+    answer: toggle,
+    does: "go down; ?for=10m to come back up by itself; ?reason=TEXT",
+  }],
+  ["/livez", {
+    methods: READ,
+    answer: () => respond(200, "ok"),
+    does: "200 while appup serves: for a livenessProbe of its own",
+  }],
+  ["/metrics", { methods: READ, answer: metrics, does: "for Prometheus" }],
+  ["/", {
+    methods: READ,
+    answer: page,
+    does: "the state, since when, by whom and why, and who asks /health",
+  }],
+]);
 
-  async function toggle(up: boolean, request: Request, { remoteAddr }: Info) {
-    if (isFromAnotherSite(request)) {
-      return respond(403, "a page of another site may not flip the switch");
+const ENDPOINTS = [...ROUTES]
+  .map(([path, { does }]) => `${path.padEnd(10)}${does}\n`).join("");
+
+/** Makes the handler: every request goes through here to its route. */
+function makeHandler(service: Service): Deno.ServeHandler<Deno.NetAddr> {
+  return async ({ method, url, headers }, info) => {
+    const host = headers.get("host"); // stands in the URL as the client wrote it
+    if (host !== null && !isHost(host)) {
+      return respond(400, "the Host header is no host and port");
     }
-    if (token && !await bears(token, request)) {
-      const challenge = { "www-authenticate": "Bearer" };
-      return respond(401, "this wants Authorization: Bearer TOKEN", challenge);
-    }
-    const address = remoteAddr.hostname.replace(/^::ffff:/, "");
-    const by = `${request.method} ${up ? "/up" : "/down"} from ${address}`;
-    try {
-      const query = new URL(request.url).searchParams;
-      const order = parseOrder(up, query.get("for"), query.get("reason"));
-      const changed = await appup.flip(up, by, order);
-      const wasDown = !up && !changed && !order.drain;
-      return respond(wasDown ? 503 : 200, outcome(up, changed, order));
-    } catch (error) {
-      if (error instanceof UsageError) return respond(400, error.message);
-      log(`${by} failed: ${messageOf(error)}`);
-      return respond(503, messageOf(error));
-    }
-  }
-
-  async function page(): Promise<Response> {
-    await appup.settle();
-    const up = await appup.isUp();
-    const state = appup.known();
-    const lines = [
-      `app is ${up ? "up" : "down"}`,
-      ...(state?.up === up
-        ? [
-          `since  ${state.since}`,
-          `by     ${state.by}`,
-          state.reason && `why    ${state.reason}`,
-          state.until && `until  ${state.until}`,
-        ]
-        : []),
-      "",
-      endpoints,
-    ];
-    return respond(200, lines.filter((line) => line !== undefined).join("\n"));
-  }
-
-  async function metrics(): Promise<Response> {
-    await appup.settle();
-    const up = await appup.isUp().catch(() => false); // as a probe takes it
-    const until = appup.known()?.until;
-    const body = [
-      gauge("appup_up", "Whether the app is up.", +up),
-      family("counter", "appup_transitions_total", "Turns up and down.", [
-        [{ to: "up" }, appup.transitions.up],
-        [{ to: "down" }, appup.transitions.down],
-      ]),
-      family(
-        "counter",
-        "appup_requests_total",
-        "Requests to known paths.",
-        [...requests].map(([key, count]) => {
-          const [path, code] = key.split(" ");
-          return [{ path, code }, count];
-        }),
-      ),
-      until && gauge(
-        "appup_drain_ends_timestamp_seconds",
-        "When the app goes back up by itself.",
-        Date.parse(until) / 1000,
-      ),
-      family("gauge", "appup_build_info", "The version, as a label.", [
-        [{ version: VERSION }, 1],
-      ]),
-      gauge(
-        "process_start_time_seconds",
-        "When appup started.",
-        performance.timeOrigin / 1000,
-      ),
-      gauge(
-        "process_resident_memory_bytes",
-        "Memory that appup occupies.",
-        Deno.memoryUsage().rss,
-      ),
-    ].filter(Boolean).join("");
-    const type = "text/plain; version=0.0.4; charset=utf-8";
-    return respond(200, body, { "content-type": type });
-  }
-
-  return async (request, info) => {
-    const path = pathOf(request.url);
-    const route = routeAt.get(path);
+    const target = url.slice(url.indexOf("/", "http://".length));
+    const [path] = target.split("?", 1);
+    const route = ROUTES.get(path);
     if (!route) {
-      return respond(404, `no such endpoint; there are\n${endpoints}`);
+      return respond(404, `no such endpoint; there are\n${ENDPOINTS}`);
     }
+    const query = target.slice(path.length);
+    const question = { method, path, query, headers, info };
     let response: Response;
     try {
-      response = route.methods.includes(request.method)
-        ? await route.answer(request, info)
-        : respond(405, `${request.method} is not allowed here`, {
+      response = route.methods.includes(method)
+        ? await route.answer(question, service)
+        : respond(405, `${method} is not allowed here`, {
           allow: route.methods.join(", "),
         });
     } catch (error) {
-      appup.report(error);
+      service.journal.trouble(error);
       response = respond(503, messageOf(error));
     }
-    const key = `${path} ${response.status}`;
-    requests.set(key, (requests.get(key) ?? 0) + 1);
+    takeNote(question, response.status, service);
     return response;
   };
+}
+
+/** Whether it is a host, and perhaps a port (RFC 9110, 7.2). */
+function isHost(text: string): boolean {
+  const parts = /^(?:[\w.-]+|\[[\da-f:.]+\])(?::(\d{1,5}))?$/i.exec(text);
+  return parts !== null && Number(parts[1] ?? 0) <= 65535;
+}
+
+function takeNote(
+  { path, headers }: Question,
+  status: number,
+  service: Service,
+): void {
+  const labels = `{path="${path}",code="${status}"}`;
+  service.requests.set(labels, (service.requests.get(labels) ?? 0) + 1);
+  if (path === "/health") {
+    const by = headers.get("user-agent") ?? "";
+    service.asked = { by, at: Date.now(), status };
+  }
+}
+
+function health(_question: Question, { appup }: Service): Response {
+  const up = appup.isUp();
+  return respond(up ? 200 : 503, phrase(up));
+}
+
+async function toggle(
+  question: Question,
+  service: Service,
+): Promise<Response> {
+  const { method, path, info } = question;
+  const from = info.remoteAddr.hostname.replace(/^::ffff:/, "");
+  const refused = await refuse(question, from, service);
+  if (refused) return refused;
+  const up = path === "/up";
+  const by = `${method} ${path} from ${from}`;
+  try {
+    const query = new URLSearchParams(question.query);
+    const [durations, reasons] = [query.getAll("for"), query.getAll("reason")];
+    const options = parseFlipOptions(up, durations, reasons);
+    const changed = await service.appup.flip(up, by, options);
+    const wasDown = !up && !changed && !options.drain;
+    return respond(wasDown ? 503 : 200, outcome(up, changed, options));
+  } catch (error) {
+    if (error instanceof UsageError) return respond(400, error.message);
+    service.journal.event(`${by} failed: ${messageOf(error)}`);
+    return respond(503, messageOf(error));
+  }
+}
+
+/** The answer to a toggle that may not be, if it may not. */
+async function refuse(
+  { headers }: Question,
+  from: string,
+  { fromPodOnly, tokenDigest }: Service,
+): Promise<Response | void> {
+  if (mayBeAnotherSites(headers)) {
+    const instead = "use curl, kubectl exec, or the address bar on localhost";
+    return respond(403, `a web page may not flip the switch: ${instead}`);
+  }
+  // Where the pod's containers and kubectl port-forward come from.
+  if (fromPodOnly && from !== "127.0.0.1" && from !== "::1") {
+    const instead = "use kubectl exec, or kubectl port-forward and curl";
+    return respond(403, `only the pod itself may flip the switch: ${instead}`);
+  }
+  if (tokenDigest && !await bears(tokenDigest, headers)) {
+    const challenge = { "www-authenticate": "Bearer" };
+    return respond(401, "this wants Authorization: Bearer TOKEN", challenge);
+  }
+}
+
+/**
+ * Whether a page of another site may have made a browser send this. Browsers
+ * say where a request comes from (Fetch Metadata), but only to addresses that
+ * they trust: to a plain name or address, a browser that says nothing may have
+ * been sent by anybody, and so may one that fetches ahead.
+ */
+function mayBeAnotherSites(headers: Headers): boolean {
+  const origin = headers.get("origin");
+  if (origin !== null && URL.parse(origin)?.host !== headers.get("host")) {
+    return true;
+  }
+  // PowerShell says Mozilla, too.
+  const agent = headers.get("user-agent") ?? "";
+  const isBrowser = /^Mozilla\/(?!.*PowerShell\/)/.test(agent) ||
+    [...headers.keys()].some((name) => name.startsWith("sec-fetch-"));
+  const isMeant = !headers.has("sec-purpose") &&
+    /^(none|same-origin)$/.test(headers.get("sec-fetch-site") ?? "");
+  return isBrowser && !isMeant;
+}
+
+const bytesOf = (text: string) => new TextEncoder().encode(text);
+const digestOf = async (text: string) =>
+  new Uint8Array(await crypto.subtle.digest("SHA-256", bytesOf(text)));
+
+/** Whether the token is there (RFC 6750, 2.1). All of both digests is compared,
+ * so that the time that it takes tells nothing about the token. */
+async function bears(digest: Uint8Array, headers: Headers): Promise<boolean> {
+  const authorization = headers.get("authorization") ?? "";
+  const [, token = ""] = /^Bearer +(\S+)$/i.exec(authorization) ?? [];
+  const given = await digestOf(token);
+  return given.reduce((sum, byte, i) => sum | (byte ^ digest[i]), 0) === 0;
+}
+
+async function page(_question: Question, service: Service): Promise<Response> {
+  const found = await service.appup.look();
+  const asked = whoAsked(service.asked, Date.now());
+  return respond(200, `${report(found)}\n${asked}\n\n${ENDPOINTS}`);
+}
+
+function whoAsked(asked: Service["asked"], at: number): string {
+  if (!asked) return "asked  by nobody since the start: is there a probe?";
+  const ago = ((at - asked.at) / 1000).toFixed(1);
+  const by = asked.by.slice(0, 60).replace(/[^\x20-\x7e]/g, "?") || "no name";
+  return `asked  ${ago} s ago by ${by}: ${asked.status}`;
+}
+
+async function metrics(_question: Question, service: Service) {
+  const unknown: Found = { up: false }; // as a probe takes it
+  const found = await service.appup.look().catch(() => unknown);
+  const type = "text/plain; version=0.0.4; charset=utf-8";
+  return respond(200, renderMetrics(found, service), { "content-type": type });
+}
+
+/** The metrics in Prometheus' text format, version 0.0.4. */
+function renderMetrics({ up, state }: Found, service: Service): string {
+  const { asked, requests, appup: { transitions } } = service;
+  const drainEnds = state?.until && Date.parse(state.until) / 1000;
+  return [
+    metric("gauge", "appup_up", "Whether the app is up.", [["", +up]]),
+    metric("counter", "appup_transitions_total", "Turns up and down.", [
+      ['{to="up"}', transitions.up],
+      ['{to="down"}', transitions.down],
+    ]),
+    metric("counter", "appup_requests_total", "Requests to known paths.", [
+      ...requests,
+    ]),
+    metric(
+      "gauge",
+      "appup_last_health_request_timestamp_seconds",
+      "When /health was asked last, 0 if not since the start.",
+      [["", (asked?.at ?? 0) / 1000]],
+    ),
+    metric(
+      "gauge",
+      "appup_drain_ends_timestamp_seconds",
+      "When a drain ends and the app goes up by itself.",
+      drainEnds ? [["", drainEnds]] : [],
+    ),
+    metric("gauge", "appup_build_info", "The version, as a label.", [
+      [`{version="${VERSION}"}`, 1],
+    ]),
+    metric("gauge", "process_start_time_seconds", "When appup started.", [
+      ["", performance.timeOrigin / 1000],
+    ]),
+    metric("gauge", "process_resident_memory_bytes", "Its resident memory.", [
+      ["", Deno.memoryUsage().rss],
+    ]),
+  ].join("");
+}
+
+function metric(
+  type: "counter" | "gauge",
+  name: string,
+  help: string,
+  samples: [labels: string, value: number][],
+): string {
+  const lines = samples.map(([labels, value]) => `${name}${labels} ${value}\n`);
+  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines.join("")}`;
 }
 
 const HEADERS = {
@@ -673,66 +848,120 @@ function respond(
   return new Response(body, { status, headers });
 }
 
-/** The path of an absolute URL, without the cost of parsing it: a probe's. */
-function pathOf(url: string): string {
-  const start = url.indexOf("/", "http://".length);
-  const end = url.indexOf("?", start);
-  return end < 0 ? url.slice(start) : url.slice(start, end);
-}
-
-/**
- * Whether a browser says that another site's page made the request: by Fetch
- * Metadata, or by an `Origin` that is not the host that was asked.
- */
-function isFromAnotherSite({ headers, url }: Request): boolean {
-  const origin = headers.get("origin");
-  return /^(cross|same)-site$/.test(headers.get("sec-fetch-site") ?? "") ||
-    (origin !== null && URL.parse(origin)?.host !== new URL(url).host);
-}
-
-/** Whether the request bears the token (RFC 6750, 2.1). Digests are compared,
- * and all of them, so that the time tells nothing about the token. */
-async function bears(token: string, { headers }: Request): Promise<boolean> {
-  const authorization = headers.get("authorization") ?? "";
-  const [, given = ""] = /^Bearer +(\S+)$/i.exec(authorization) ?? [];
-  const digest = async (text: string) =>
-    new Uint8Array(
-      await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text)),
-    );
-  const [left, right] = await Promise.all([digest(given), digest(token)]);
-  return left.reduce((sum, byte, i) => sum | (byte ^ right[i]), 0) === 0;
-}
-
-const gauge = (name: string, help: string, value: number) =>
-  family("gauge", name, help, [[{}, value]]);
-
-type Sample = [labels: Record<string, string>, value: number];
-
-/** A metric in Prometheus' text format, version 0.0.4. */
-function family(
-  type: "counter" | "gauge",
-  name: string,
-  help: string,
-  samples: Sample[],
-): string {
-  const text = samples.map(([labels, value]) => {
-    const pairs = Object.entries(labels).map(([k, v]) => `${k}="${v}"`);
-    return `${name}${pairs.length > 0 ? `{${pairs}}` : ""} ${value}\n`;
-  });
-  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${text.join("")}`;
-}
-
 // ---------------------------------------------------------------------------
 // The server's life
 
 /** How often a running appup looks at what others did, in ms. */
 const SETTLE_EVERY = 1_000;
+/** How long a trouble is gone before it is over, in ms. */
+const OVER_AFTER = 5_000;
 /** How often it makes sure that it still listens, in ms. */
-const LISTEN_AGAIN_EVERY = 500;
+const LISTEN_EVERY = 500;
+/** The same after it did not, in ms. */
+const LISTEN_EVERY_IN_A_FLOOD = 20;
 /** How long answers under way may keep a stopping server, in ms. */
 const SHUTDOWN_WITHIN = 400;
 
-const after = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+/** Prints a line if it can: no log changes an answer or ends the process. */
+function print(line: string, to: { writeSync(bytes: Uint8Array): number }) {
+  try {
+    to.writeSync(bytesOf(`${line}\n`));
+  } catch {
+    // A full disk, a reader that is gone: there is nobody to tell.
+  }
+}
+
+/** The log on stdout: a line for an event, and for a trouble one when it begins
+ * and one when it is over, however often it is met in between. */
+class ServerLog implements Journal {
+  private troubles = new Map<string, number>();
+
+  event(line: string): void {
+    print(`${now()} ${line}`, Deno.stdout);
+  }
+
+  trouble(what: unknown): void {
+    const line = messageOf(what);
+    if (!this.troubles.has(line)) this.event(line);
+    this.troubles.set(line, performance.now());
+  }
+
+  /** To be called now and then. */
+  endTroubles(): void {
+    for (const [line, lastMet] of this.troubles) {
+      if (performance.now() - lastMet < OVER_AFTER) continue;
+      this.troubles.delete(line);
+      this.event(`over: ${line}`);
+    }
+  }
+}
+
+/**
+ * A server that goes on listening. One of Deno's own stops for good when it runs
+ * out of descriptors, which a flood of clients that stall brings about. Deno
+ * tells so at once, or when the last connection has gone (2.7); but the port can
+ * be taken anew just when nobody listens.
+ */
+class Listener {
+  private server: Deno.HttpServer<Deno.NetAddr>;
+  private connections = new AbortController();
+  private lostAt = -Infinity;
+  private check?: ReturnType<typeof setTimeout>;
+
+  /** @throws when it can't listen. */
+  constructor(
+    port: number,
+    private handler: Deno.ServeHandler<Deno.NetAddr>,
+    private journal: Journal,
+  ) {
+    try {
+      this.server = this.listen("::", port); // answers IPv4, too
+    } catch (error) {
+      if (error instanceof Deno.errors.AddrInUse) throw error;
+      this.server = this.listen("0.0.0.0", port); // there is no IPv6
+    }
+    this.checkLater();
+  }
+
+  get address(): Deno.NetAddr {
+    return this.server.addr;
+  }
+
+  async stop(): Promise<void> {
+    clearTimeout(this.check);
+    await Promise.race([this.server.shutdown(), after(SHUTDOWN_WITHIN)]);
+  }
+
+  private listen(hostname: string, port: number) {
+    const connections = new AbortController();
+    const { signal } = connections;
+    const options = { hostname, port, signal, onListen() {} };
+    const server = Deno.serve(options, this.handler);
+    server.finished.catch(() => this.listenAgain());
+    this.connections = connections;
+    return server;
+  }
+
+  private listenAgain(): void {
+    const { server: { addr }, connections } = this;
+    try {
+      this.server = this.listen(addr.hostname, addr.port);
+    } catch {
+      return; // it listens, or there is no descriptor yet
+    }
+    connections.abort(); // half requests, too: they hold the descriptors
+    this.lostAt = performance.now();
+    this.journal.trouble("too many connections: closed all, to listen again");
+  }
+
+  private checkLater(): void {
+    const isFlood = performance.now() - this.lostAt < OVER_AFTER;
+    this.check = setTimeout(() => {
+      this.listenAgain();
+      this.checkLater();
+    }, isFlood ? LISTEN_EVERY_IN_A_FLOOD : LISTEN_EVERY);
+  }
+}
 
 /**
  * Serves until SIGTERM or SIGINT. `UP_FILE` then stays as it is: the state is
@@ -740,75 +969,48 @@ const after = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
  *
  * @throws when it can't listen.
  */
-export async function serve(config: Config): Promise<void> {
+async function serve({ file, port, startUp, fromPodOnly, token }: Config) {
   const stop = Promise.withResolvers<string>();
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     Deno.addSignalListener(signal, () => stop.resolve(signal));
   }
-
-  const log: Log = (event) => console.log(`${now()} ${event}`);
-  const appup = makeSwitch(config.file, log);
-  const handler = makeHandler(appup, config.token, log);
-  let server = listen(config.port, handler);
-  await appup.begin(config.startUp); // a toggle that is there by now comes next
-  const { hostname, port } = server.addr;
-  const host = hostname.includes(":") ? `[${hostname}]` : hostname;
-  const state = appup.known()?.up ? "up" : "down";
-  log(
-    `appup ${VERSION} on ${host}:${port} for ${config.file}: app is ${state}`,
+  const log = new ServerLog();
+  const appup = new Switch(file, log);
+  const listener = new Listener(
+    port,
+    makeHandler({
+      appup,
+      journal: log,
+      fromPodOnly,
+      tokenDigest: token === undefined ? undefined : await digestOf(token),
+      requests: new Map(),
+    }),
+    log,
   );
-
-  // A server that runs out of descriptors stops listening for good. Deno tells
-  // so at once, or when its last connection has gone (2.7); but taking the port
-  // anew works just when that has happened.
-  const listening = setInterval(() => {
-    try {
-      server = listen(port, handler);
-      log("listening again, after there were no descriptors left");
-    } catch {
-      // It listens, or there still is no descriptor.
-    }
-  }, LISTEN_AGAIN_EVERY);
+  await Promise.race([appup.begin(startUp), stop.promise]);
+  const { address } = listener;
+  const host = address.hostname.replace(/.*:.*/, "[$&]");
+  const found = await appup.look().then(({ up }) => phrase(up), messageOf);
+  log.event(
+    `appup ${VERSION} on ${host}:${address.port} for ${file}: ${found}`,
+  );
 
   // Somebody may probe with `cat` alone: without any request, too, a drain ends
   // when it should, and what others did is seen.
   const settleLater = (): ReturnType<typeof setTimeout> => {
-    const left = Date.parse(appup.known()?.until ?? "") - Date.now();
-    const isSoon = left > 0 && left < SETTLE_EVERY;
+    const { drainLeft } = appup;
+    const isSoon = drainLeft > 0 && drainLeft < SETTLE_EVERY;
     return setTimeout(async () => {
       await appup.settle();
+      log.endTroubles();
       settling = settleLater();
-    }, isSoon ? left : SETTLE_EVERY);
+    }, isSoon ? drainLeft : SETTLE_EVERY);
   };
   let settling = settleLater();
 
-  log(`${await stop.promise}: stopping`);
-  clearInterval(listening);
+  log.event(`${await stop.promise}: stopping`);
   clearTimeout(settling);
-  await Promise.race([server.shutdown(), after(SHUTDOWN_WITHIN)]);
-}
-
-function listen(
-  port: number,
-  handler: Deno.ServeHandler<Deno.NetAddr>,
-): Deno.HttpServer<Deno.NetAddr> {
-  const on = (hostname: string) => {
-    try {
-      const server = Deno.serve({ hostname, port, onListen() {} }, handler);
-      server.finished.catch(() => {}); // the server's life goes on without it
-      return server;
-    } catch (cause) {
-      const why = messageOf(cause);
-      throw new Error(`cannot listen on port ${port}: ${why}`, { cause });
-    }
-  };
-  try {
-    return on("::"); // answers IPv4, too
-  } catch (error) {
-    const { cause } = error as Error;
-    if (cause instanceof Deno.errors.AddrInUse) throw error;
-    return on("0.0.0.0"); // there is no IPv6
-  }
+  await listener.stop();
 }
 
 // ---------------------------------------------------------------------------
@@ -828,11 +1030,12 @@ appup ${VERSION}: a switch in front of a pod's readiness
   UP_FILE      /pod/up.txt   the file that is there when the app is up
   UP_PORT      9999          where to serve
   UP_INITIAL   down          what a new volume starts with: up or down
+  UP_FROM      anywhere      who may toggle over HTTP: anywhere, or pod alone
   UP_TOKEN                   what /up and /down ask for as a bearer token`;
 
 /** @throws {UsageError} for what is not `--for` or `--reason` with a value. */
-function parseOptions(args: string[]): { for?: string; reason?: string } {
-  const options: Record<string, string> = {};
+function parseArgs(up: boolean, args: string[]): FlipOptions {
+  const given: Record<string, string[]> = { for: [], reason: [] };
   for (let rest = args; rest.length > 0;) {
     const [option, ...values] = rest;
     const [, name, value = values.shift()] =
@@ -840,52 +1043,49 @@ function parseOptions(args: string[]): { for?: string; reason?: string } {
     if (!name || value === undefined) {
       throw new UsageError(`what is ${option}? See appup --help`);
     }
-    options[name] = value;
+    given[name].push(value);
     rest = values;
   }
-  return options;
+  return parseFlipOptions(up, given.for, given.reason);
 }
 
-/**
- * Runs the command line.
- *
- * @returns the exit code, one of {@linkcode EXIT}.
- */
-export async function main([command, ...rest]: string[]): Promise<number> {
-  const config = () => configure((name) => Deno.env.get(name));
+/** Runs the command line, and returns the exit code. */
+async function main([command, ...rest]: string[]): Promise<number> {
+  const say = (line: string) => print(line, Deno.stdout);
+  const complain = (what: unknown) => print(messageOf(what), Deno.stderr);
+  const open = () =>
+    new Switch(configure().file, { event() {}, trouble: complain });
   try {
     switch (command) {
       case undefined:
-        await serve(config());
+        await serve(configure());
         return EXIT.OK;
       case "up":
       case "down": {
-        const { for: duration, reason } = parseOptions(rest);
         const up = command === "up";
-        const order = parseOrder(up, duration, reason);
-        const appup = makeSwitch(config().file, console.error);
-        const changed = await appup.flip(up, `appup ${command}`, order);
-        console.log(outcome(up, changed, order));
+        const options = parseArgs(up, rest);
+        const changed = await open().flip(up, `appup ${command}`, options);
+        say(outcome(up, changed, options));
         return EXIT.OK;
       }
       case "health": {
         if (rest.length > 0) throw new UsageError("health takes no options");
-        const up = await makeSwitch(config().file, console.error).isUp();
-        console.log(`app is ${up ? "up" : "down"}`);
-        return up ? EXIT.OK : EXIT.FAILED;
+        const found = await open().look();
+        say(report(found));
+        return found.up ? EXIT.OK : EXIT.FAILED;
       }
       case "-h":
       case "--help":
-        console.log(HELP);
+        say(HELP);
         return EXIT.OK;
       case "--version":
-        console.log(`appup ${VERSION}`);
+        say(`appup ${VERSION}`);
         return EXIT.OK;
       default:
         throw new UsageError(`no command ${command}; see appup --help`);
     }
   } catch (error) {
-    console.error(messageOf(error));
+    complain(error);
     return error instanceof UsageError ? EXIT.USAGE : EXIT.FAILED;
   }
 }
