@@ -4,10 +4,8 @@
  *
  * The switch is a file, `UP_FILE`. There, the pod is up; gone, it is down. Each
  * answer comes from a look at it that began after the question arrived, so a
- * `touch` or an `rm` from any container of the pod counts at once.
- *
- * Beside it lies `UP_FILE.state`: since when, by whom, why, and until when a
- * drain lasts. It is believed only where it agrees with the file.
+ * `touch` or an `rm` from any container of the pod counts at once. Beside it
+ * lies `UP_FILE.state`: since when, by whom, why, and until when a drain lasts.
  *
  * @module
  */
@@ -30,100 +28,96 @@ class UsageError extends Error {}
 
 const now = () => new Date().toISOString();
 const after = (ms: number) => new Promise((done) => setTimeout(done, ms));
+const bytesOf = (text: string) => new TextEncoder().encode(text);
 const messageOf = (error: unknown) =>
   error instanceof Error ? error.message : String(error);
 
 // ---------------------------------------------------------------------------
 // Configuration
 
-/** What the environment decides. */
-interface Config {
-  /** Absolute path of the file whose presence means up. */
-  file: string;
-  /** TCP port; 0 takes a free one. */
-  port: number;
-  /** Whether a volume that no appup has seen before starts up. */
-  startUp: boolean;
-  /** Whether toggles over HTTP must come from inside of the pod. */
-  fromPodOnly: boolean;
-  /** What the toggles ask for as a bearer token, if anything. */
-  token?: string;
+interface Variable {
+  fallback: string;
+  allows(value: string): boolean;
+  /** What to do about a value that is not allowed. */
+  wayOut: string;
 }
 
+const VARIABLES: Record<string, Variable> = {
+  UP_FILE: {
+    fallback: "/pod/up.txt",
+    allows: isUsableFile,
+    wayOut:
+      "must be an absolute path in an existing folder below /pod or /tmp;" +
+      " mount the volume at /pod here, whatever its path is in other containers",
+  },
+  UP_PORT: {
+    fallback: "9999",
+    allows: (port) => /^\d{1,5}$/.test(port) && Number(port) <= 65535,
+    wayOut: "must be a whole number from 0 (a free port) to 65535; a Service " +
+      'named "up" sets it in every pod, unless the container sets it, too',
+  },
+  UP_INITIAL: either("down", "up"),
+  UP_FROM: either("anywhere", "pod"),
+  UP_TOKEN: {
+    fallback: "",
+    // What a header can carry; `echo` ends a Secret in a newline.
+    allows: (token) => /^[\x21-\x7e]+$/.test(token),
+    wayOut:
+      "must be visible ASCII characters, without spaces or a newline; to " +
+      "leave the toggles open, do not set it at all",
+  },
+};
+
+function either(fallback: string, other: string): Variable {
+  const allows = (value: string) => value === fallback || value === other;
+  const wayOut = `must be "${fallback}" or "${other}", or not set at all`;
+  return { fallback, allows, wayOut };
+}
+
+type Config = ReturnType<typeof configure>;
+
 /**
- * Reads the `UP_*` variables.
+ * Reads the variables.
  *
  * @throws {UsageError} with a line for each wrong value, all at once: the
  * variable, its value (never a token), and the way out.
  */
-function configure(): Config {
+function configure() {
   const wrong: string[] = [];
-  const read = (name: string, fallback: string, rule: Rule) => {
+  const read = (name: string) => {
+    const { fallback, allows, wayOut } = VARIABLES[name];
     const value = Deno.env.get(name) ?? fallback;
-    const shown = rule.isSecret ? "(not shown)" : JSON.stringify(value);
-    if (!rule.allows(value)) wrong.push(`${name}=${shown}: ${rule.wayOut}`);
+    const shown = name === "UP_TOKEN" ? "(not shown)" : JSON.stringify(value);
+    if (!allows(value)) wrong.push(`${name}=${shown}: ${wayOut}`);
     return value;
   };
   const config = {
-    file: read("UP_FILE", "/pod/up.txt", A_FILE),
-    port: Number(read("UP_PORT", "9999", A_PORT)),
-    startUp: read("UP_INITIAL", "down", either("down", "up")) === "up",
-    token: Deno.env.has("UP_TOKEN") ? read("UP_TOKEN", "", A_TOKEN) : undefined,
-    fromPodOnly:
-      read("UP_FROM", "anywhere", either("anywhere", "pod")) === "pod",
+    file: read("UP_FILE"),
+    port: Number(read("UP_PORT")),
+    startUp: read("UP_INITIAL") === "up",
+    fromPodOnly: read("UP_FROM") === "pod",
+    token: Deno.env.has("UP_TOKEN") ? read("UP_TOKEN") : undefined,
   };
   if (wrong.length > 0) throw new UsageError(wrong.join("\n"));
   return config;
 }
 
-interface Rule {
-  allows(value: string): boolean;
-  wayOut: string;
-  isSecret?: boolean;
-}
-
-const A_FILE: Rule = {
-  allows: isUsableFile,
-  wayOut:
-    "must be an absolute path in an existing folder below /pod or /tmp, " +
-    "all that appup may touch, with room for .state.new behind its name; mount " +
-    "the pod's shared volume at /pod in this container, whatever its path is " +
-    "in the others",
-};
-const A_PORT: Rule = {
-  allows: (value) => /^\d{1,5}$/.test(value) && Number(value) <= 65535,
-  wayOut: "must be a whole number from 0 to 65535, 0 for a free port; a " +
-    'Service named "up" sets it in every pod, unless the container sets it, too',
-};
-// Visible ASCII is what a header can carry; a Secret made with `echo` ends in a
-// newline, which no client could ever send.
-const A_TOKEN: Rule = {
-  allows: (value) => /^[\x21-\x7e]+$/.test(value),
-  wayOut: "must be one or more visible ASCII characters, without spaces or a " +
-    "newline; to leave the toggles open, do not set it at all",
-  isSecret: true,
-};
-const either = (one: string, other: string): Rule => ({
-  allows: (value) => value === one || value === other,
-  wayOut: `must be "${one}" or "${other}", or not set at all`,
-});
-
 const folderOf = (path: string) => path.slice(0, path.lastIndexOf("/")) || "/";
 const stateFileOf = (path: string) => `${path}.state`;
 const draftOf = (path: string) => `${stateFileOf(path)}.new`;
 
-/** How long a file's name may be on Linux, in bytes. */
+/** How long the name of a file may be on Linux, in bytes. */
 const LONGEST_NAME = 255;
 
 function isUsableFile(path: string): boolean {
-  if (!path.startsWith("/") || /\/\.{0,2}$/.test(path)) return false;
   const folder = folderOf(path);
-  const name = draftOf(path).slice(folder.length);
-  if (bytesOf(name).length > LONGEST_NAME) return false;
+  const longestName = draftOf(path).slice(path.lastIndexOf("/") + 1);
   const may = (name: "read" | "write") =>
     Deno.permissions.querySync({ name, path: folder }).state === "granted";
   try {
-    return may("read") && may("write") && Deno.statSync(folder).isDirectory;
+    return path.startsWith("/") && !/\/\.{0,2}$/.test(path) &&
+      bytesOf(longestName).length <= LONGEST_NAME &&
+      may("read") && may("write") && Deno.statSync(folder).isDirectory;
   } catch {
     return false;
   }
@@ -132,7 +126,6 @@ function isUsableFile(path: string): boolean {
 // ---------------------------------------------------------------------------
 // What may be asked of a flip, over HTTP and on the command line alike
 
-/** What may come with a flip. */
 interface FlipOptions {
   /** How long to stay down, in ms, and as the caller wrote it. */
   drain?: { ms: number; text: string };
@@ -140,27 +133,20 @@ interface FlipOptions {
   reason?: string;
 }
 
-const SECONDS_PER = { "": 1, s: 1, m: 60, h: 3600 };
+const SECONDS_PER: Record<string, number> = { "": 1, s: 1, m: 60, h: 3600 };
 const LONGEST_DRAIN_S = 24 * SECONDS_PER.h;
 const LONGEST_REASON = 200;
 
-/**
- * Reads whatever came as `for` and as `reason`.
- *
- * @throws {UsageError} that says which form is accepted.
- */
-function parseFlipOptions(
-  up: boolean,
-  durations: string[],
-  reasons: string[],
-): FlipOptions {
-  if (durations.length > 1 || reasons.length > 1) {
-    throw new UsageError("one duration and one reason are enough");
+/** @throws {UsageError} that says which form is accepted. */
+function parseFlipOptions(up: boolean, given: URLSearchParams): FlipOptions {
+  for (const name of ["for", "reason"]) {
+    if (given.getAll(name).length < 2) continue;
+    throw new UsageError(`${name} is given twice`);
   }
-  const [duration] = durations;
-  const [reason] = reasons;
+  const duration = given.get("for");
+  const reason = given.get("reason");
   return {
-    drain: duration === undefined ? undefined : parseDrain(up, duration),
+    drain: duration === null ? undefined : parseDrain(up, duration),
     reason: reason ? parseReason(reason) : undefined,
   };
 }
@@ -168,7 +154,7 @@ function parseFlipOptions(
 function parseDrain(up: boolean, text: string): FlipOptions["drain"] {
   if (up) throw new UsageError("only down takes a duration");
   const [, digits, unit] = /^(\d+)([smh]?)$/.exec(text) ?? [];
-  const seconds = Number(digits) * SECONDS_PER[unit as "" | "s" | "m" | "h"];
+  const seconds = Number(digits) * SECONDS_PER[unit];
   if (!(seconds >= 1 && seconds <= LONGEST_DRAIN_S)) {
     throw new UsageError(
       "a duration is a whole number of seconds, or one with the unit s, m or " +
@@ -184,18 +170,16 @@ function parseReason(text: string): string {
   if ([...text].length > LONGEST_REASON || forges.test(text)) {
     throw new UsageError(
       `a reason is at most ${LONGEST_REASON} characters, without control ` +
-        "characters, line breaks and bidirectional controls",
+        "characters, line breaks or bidirectional controls",
     );
   }
   return text;
 }
 
+const phrase = (up: boolean) => `app is ${up ? "up" : "down"}`;
+
 /** What whoever flipped the switch is told, over HTTP and in a shell. */
-function outcome(
-  up: boolean,
-  changed: boolean,
-  { drain }: FlipOptions,
-): string {
+function outcome(up: boolean, changed: boolean, { drain }: FlipOptions) {
   if (drain) return `${phrase(up)} for ${drain.text}`;
   return up || changed ? phrase(up) : "app is already down";
 }
@@ -216,12 +200,10 @@ interface State {
   until?: string;
 }
 
-/** `by` of a change that no appup made. */
+/** Who made a change that no appup made. */
 const BY_HAND = "something other than appup";
-/** `by` of what was so already when an appup first looked. */
+/** Who made it so where it was so at the first look. */
 const NOT_KNOWN = "not known";
-
-const phrase = (up: boolean) => `app is ${up ? "up" : "down"}`;
 
 /** A state in one line, for the log. */
 function describe({ up, by, reason, until }: State): string {
@@ -230,13 +212,13 @@ function describe({ up, by, reason, until }: State): string {
   return `${phrase(up)}${end}: ${by}${why}`;
 }
 
-/** What a look finds: the file, and a state if there is one that agrees. */
+/** What a look finds: the file, and a state where one agrees with it. */
 interface Found {
   up: boolean;
   state?: State;
 }
 
-/** The same in some lines, for the page and `appup health`. */
+/** The same in a few lines, for the page and `appup health`. */
 function report({ up, state }: Found): string {
   return [
     phrase(up),
@@ -246,7 +228,7 @@ function report({ up, state }: Found): string {
   ].filter(Boolean).join("\n");
 }
 
-/** @throws {SyntaxError} for a text that no appup wrote. */
+/** @throws {SyntaxError} for what no appup wrote. */
 function parseState(text: string): State {
   const { up, since, by, reason, until } = JSON.parse(text) ?? {};
   const isText = (value: unknown) => typeof value === "string";
@@ -265,9 +247,9 @@ const LARGEST_STATE = 64 * 1024;
 /** What lies where the state is kept. */
 interface Kept {
   isThere: boolean;
-  /** What it says. An empty file says: seen before, nothing known. */
+  /** None in an empty file: seen before, nothing known. */
   state?: State;
-  /** Why it is not a state. */
+  /** Why what lies there is no state. */
   oddity?: string;
 }
 
@@ -275,7 +257,7 @@ interface Kept {
 class StateFile {
   constructor(private path: string, private draft: string) {}
 
-  /** @throws when the file system fails; not for an oddity. */
+  /** @throws when the file system fails, but not for an oddity. */
   async read(): Promise<Kept> {
     try {
       const found = await ifThere(Deno.lstat(this.path));
@@ -293,7 +275,7 @@ class StateFile {
     }
   }
 
-  /** Writes all of it or nothing: nobody ever reads half a state. */
+  /** Writes it whole or not at all: nobody ever reads half a state. */
   async write(state: State): Promise<void> {
     try {
       await ifThere(Deno.remove(this.draft)); // a crash may have left one
@@ -314,7 +296,7 @@ class StateFile {
       .catch(() => ifThere(Deno.remove(this.path)));
   }
 
-  /** Whether an appup 1.0 set a damaged one aside. */
+  /** Whether an appup 1.0 met a damaged one, and set it aside. */
   async wasSetAside(): Promise<boolean> {
     return Boolean(await ifThere(Deno.lstat(`${this.path}.damaged`)));
   }
@@ -332,11 +314,10 @@ async function ifThere<T>(promise: Promise<T>): Promise<T | void> {
 // ---------------------------------------------------------------------------
 // The switch
 
-/** Where a switch tells what happens to it. */
+/** Who is told what happens to a switch, a line each. */
 interface Journal {
-  /** Takes note of an event, in one line. */
   event(line: string): void;
-  /** Takes note of what goes wrong; it may be met again at once. */
+  /** Something goes wrong; it may be met time and again. */
   trouble(what: unknown): void;
 }
 
@@ -388,7 +369,7 @@ class Switch {
     throw new Error(`Not a file: stat '${this.file}'`);
   }
 
-  /** What is so, and what is known about it. Waits for nobody; throws as isUp. */
+  /** The same with what is known about it, waiting for nobody. */
   async look(): Promise<Found> {
     const up = this.isUp();
     const { state } = await this.stateFile.read();
@@ -429,16 +410,15 @@ class Switch {
 
   /**
    * Takes note of what others did, and ends a drain that is over: about once a
-   * second, whether anybody asks or not. Never throws: it logs what hinders it.
+   * second, whether anybody asks or not. Never throws.
    */
   async settle(): Promise<void> {
     try {
       await this.alone(async () => {
         const { by, until } = await this.catchUp();
         const isOver = until && Date.parse(until) <= Date.now();
-        const why = isOver
-          ? "its drain is over"
-          : this.mayStartUp && by === NOT_KNOWN && "UP_INITIAL";
+        const isStart = this.mayStartUp && by === NOT_KNOWN;
+        const why = isOver ? "its drain is over" : isStart && "UP_INITIAL";
         if (why) await this.turn({ up: true, since: now(), by: why });
       });
     } catch (error) {
@@ -446,7 +426,7 @@ class Switch {
     }
   }
 
-  /** In how many ms a drain ends, if there is one. */
+  /** In how many ms a drain ends; NaN without one. */
   get drainLeft(): number {
     return Date.parse(this.known?.until ?? "") - Date.now();
   }
@@ -462,7 +442,7 @@ class Switch {
     return turn;
   }
 
-  /** Asks time and again, since a wait in the kernel could not be given up. */
+  /** Asks time and again: a wait in the kernel could not be given up. */
   private async lock(deadline: number): Promise<Disposable> {
     const folder = await Deno.open(this.folder);
     const isOurs = () =>
@@ -473,10 +453,7 @@ class Switch {
     while (!await isOurs()) {
       if (performance.now() > deadline) {
         folder.close();
-        const waited = `${PATIENCE / 1000} s`;
-        throw new Error(
-          `${this.folder} is locked by another process, for ${waited} by now`,
-        );
+        throw new Error(`another process keeps ${this.folder} locked`);
       }
       await after(ASK_AGAIN);
     }
@@ -488,17 +465,16 @@ class Switch {
     const up = this.isUp();
     const { isThere, state, oddity } = await this.stateFile.read();
     if (oddity) this.journal.trouble(oddity);
-    const isFirst = !this.known && !isThere;
     if (!this.known) {
-      this.mayStartUp &&= isFirst && !await this.stateFile.wasSetAside();
+      this.mayStartUp &&= !isThere && !await this.stateFile.wasSetAside();
     }
-    // A state that is gone is written again. One that was emptied was another
-    // process's that had no room for it: the drain that it ended is not.
-    const wasEmptied = isThere && !oddity;
-    const known = this.known && wasEmptied
-      ? { ...this.known, until: undefined }
-      : this.known;
-    const last = state ?? known;
+    // Who emptied it had no room for a state, and no drain goes on without one.
+    // Whoever lost it otherwise did not mean to.
+    const isEmptied = isThere && !oddity;
+    const last = state ??
+      (this.known && isEmptied
+        ? { ...this.known, until: undefined }
+        : this.known);
     const by = last ? BY_HAND : NOT_KNOWN;
     const agreed = last?.up === up ? last : { up, since: now(), by };
     if (agreed !== state && agreed.by !== NOT_KNOWN) {
@@ -509,27 +485,11 @@ class Switch {
   }
 
   private async turn(state: State): Promise<boolean> {
-    const changed = state.up
-      ? await this.goUp(state)
-      : await this.goDown(state);
+    if (!state.up) await this.keep(state);
+    const changed = state.up ? await this.create() : await this.remove();
+    if (state.up) await this.keep(state);
     this.learn(state);
     return changed;
-  }
-
-  private async goUp(state: State): Promise<boolean> {
-    const changed = await this.create();
-    await this.keep(state);
-    return changed;
-  }
-
-  private async goDown(state: State): Promise<boolean> {
-    await this.keep(state);
-    try {
-      return await ifThere(Deno.remove(this.file).then(() => true)) ?? false;
-    } catch (error) {
-      if (this.known) await this.keep(this.known); // it is as it was
-      throw error;
-    }
   }
 
   /** Whether this call created it. */
@@ -542,6 +502,16 @@ class Switch {
       const found = await ifThere(Deno.lstat(this.file));
       if (!found?.isSymlink || this.isUp()) return false;
       throw new Error(`A link that leads nowhere: stat '${this.file}'`);
+    }
+  }
+
+  /** Whether this call removed it. */
+  private async remove(): Promise<boolean> {
+    try {
+      return await ifThere(Deno.remove(this.file).then(() => true)) ?? false;
+    } catch (error) {
+      if (this.known) await this.keep(this.known); // it is as it was
+      throw error;
     }
   }
 
@@ -580,129 +550,97 @@ interface Service {
   fromPodOnly: boolean;
   /** SHA-256 of the token that the toggles ask for, if they do. */
   tokenDigest?: Uint8Array;
-  /** How many requests to known paths there were, by their labels. */
+  /** How many requests to known paths there were, by their metric. */
   requests: Map<string, number>;
   /** Who asked /health last, when (ms since 1970), and what they were told. */
   asked?: { by: string; at: number; status: number };
 }
 
-/** A request as the routes see it. */
-interface Question {
-  method: string;
-  path: string;
-  /** What follows the path. */
-  query: string;
-  headers: Headers;
-  info: Deno.ServeHandlerInfo<Deno.NetAddr>;
-}
-
-interface Route {
-  methods: string[];
-  answer(question: Question, service: Service): Response | Promise<Response>;
-  /** For the page and the 404, in a few words. */
-  does: string;
-}
+type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
+type Answer = Response | Promise<Response>;
+type Route = [
+  methods: string[],
+  answer: (request: Request, service: Service, info: Info) => Answer,
+  does: string,
+];
 
 const READ = ["GET", "HEAD"];
 const TOGGLE = ["GET", "POST"]; // no HEAD: it is safe by RFC 9110, 9.2.1
 
 const ROUTES = new Map<string, Route>([
-  ["/health", {
-    methods: READ,
-    answer: health,
-    does: "200 when up, 503 when down: for a readinessProbe",
-  }],
-  ["/up", { methods: TOGGLE, answer: toggle, does: "go up; ?reason=TEXT" }],
-  ["/down", {
-    methods: TOGGLE,
-    answer: toggle,
-    does: "go down; ?for=10m to come back up by itself; ?reason=TEXT",
-  }],
-  ["/livez", {
-    methods: READ,
-    answer: () => respond(200, "ok"),
-    does: "200 while appup serves: for a livenessProbe of its own",
-  }],
-  ["/metrics", { methods: READ, answer: metrics, does: "for Prometheus" }],
-  ["/", {
-    methods: READ,
-    answer: page,
-    does: "the state, since when, by whom and why, and who asks /health",
-  }],
+  ["/health", [READ, health, "200 when up, 503 when down: readinessProbe"]],
+  ["/up", [TOGGLE, toggle, "go up; ?reason=TEXT"]],
+  ["/down", [TOGGLE, toggle, "go down; ?for=10m and back up; ?reason=TEXT"]],
+  ["/livez", [READ, livez, "200 while appup serves: livenessProbe"]],
+  ["/metrics", [READ, metrics, "for Prometheus"]],
+  ["/", [READ, page, "the state, since when, by whom, why; who asks"]],
 ]);
 
 const ENDPOINTS = [...ROUTES]
-  .map(([path, { does }]) => `${path.padEnd(10)}${does}\n`).join("");
+  .map(([path, [, , does]]) => `${path.padEnd(10)}${does}\n`).join("");
 
-/** Makes the handler: every request goes through here to its route. */
+/** Makes the handler: each request goes through here to its route. */
 function makeHandler(service: Service): Deno.ServeHandler<Deno.NetAddr> {
-  return async ({ method, url, headers }, info) => {
-    const host = headers.get("host"); // stands in the URL as the client wrote it
+  return async (request, info) => {
+    const { method, headers } = request;
+    const host = headers.get("host");
     if (host !== null && !isHost(host)) {
       return respond(400, "the Host header is no host and port");
     }
-    const target = url.slice(url.indexOf("/", "http://".length));
-    const [path] = target.split("?", 1);
+    const [path] = targetOf(request).split("?", 1);
     const route = ROUTES.get(path);
     if (!route) {
       return respond(404, `no such endpoint; there are\n${ENDPOINTS}`);
     }
-    const query = target.slice(path.length);
-    const question = { method, path, query, headers, info };
+    const [methods, answer] = route;
     let response: Response;
     try {
-      response = route.methods.includes(method)
-        ? await route.answer(question, service)
-        : respond(405, `${method} is not allowed here`, {
-          allow: route.methods.join(", "),
-        });
+      response = methods.includes(method)
+        ? await answer(request, service, info)
+        : respond(405, `not ${method}`, { allow: methods.join(", ") });
     } catch (error) {
       service.journal.trouble(error);
       response = respond(503, messageOf(error));
     }
-    takeNote(question, response.status, service);
+    const sample =
+      `appup_requests_total{path="${path}",code="${response.status}"}`;
+    service.requests.set(sample, (service.requests.get(sample) ?? 0) + 1);
+    if (path === "/health") {
+      const by = headers.get("user-agent") ?? "";
+      service.asked = { by, at: Date.now(), status: response.status };
+    }
     return response;
   };
 }
 
 /** Whether it is a host, and perhaps a port (RFC 9110, 7.2). */
 function isHost(text: string): boolean {
-  const parts = /^(?:[\w.-]+|\[[\da-f:.]+\])(?::(\d{1,5}))?$/i.exec(text);
-  return parts !== null && Number(parts[1] ?? 0) <= 65535;
+  const found = /^(?:[\w.-]+|\[[\da-f:.]+\])(?::(\d{1,5}))?$/i.exec(text);
+  return found !== null && Number(found[1] ?? 0) <= 65535;
 }
 
-function takeNote(
-  { path, headers }: Question,
-  status: number,
-  service: Service,
-): void {
-  const labels = `{path="${path}",code="${status}"}`;
-  service.requests.set(labels, (service.requests.get(labels) ?? 0) + 1);
-  if (path === "/health") {
-    const by = headers.get("user-agent") ?? "";
-    service.asked = { by, at: Date.now(), status };
-  }
-}
+/** Path and query; before them, `url` has the Host header as it came. */
+const targetOf = ({ url }: Request) =>
+  url.slice(url.indexOf("/", "http://".length));
 
-function health(_question: Question, { appup }: Service): Response {
+function health(_request: Request, { appup }: Service): Response {
   const up = appup.isUp();
   return respond(up ? 200 : 503, phrase(up));
 }
 
-async function toggle(
-  question: Question,
-  service: Service,
-): Promise<Response> {
-  const { method, path, info } = question;
+function livez(): Response {
+  return respond(200, "ok");
+}
+
+async function toggle(request: Request, service: Service, info: Info) {
+  const { pathname, searchParams } = new URL(targetOf(request), "http://appup");
   const from = info.remoteAddr.hostname.replace(/^::ffff:/, "");
-  const refused = await refuse(question, from, service);
-  if (refused) return refused;
-  const up = path === "/up";
-  const by = `${method} ${path} from ${from}`;
+  const refusal = await refuse(request.headers, from, service);
+  if (refusal) return refusal;
+  const up = pathname === "/up";
+  const by = `${request.method} ${pathname} from ${from}`;
   try {
-    const query = new URLSearchParams(question.query);
-    const [durations, reasons] = [query.getAll("for"), query.getAll("reason")];
-    const options = parseFlipOptions(up, durations, reasons);
+    const options = parseFlipOptions(up, searchParams);
     const changed = await service.appup.flip(up, by, options);
     const wasDown = !up && !changed && !options.drain;
     return respond(wasDown ? 503 : 200, outcome(up, changed, options));
@@ -713,9 +651,9 @@ async function toggle(
   }
 }
 
-/** The answer to a toggle that may not be, if it may not. */
+/** The answer to a toggle that may not be. */
 async function refuse(
-  { headers }: Question,
+  headers: Headers,
   from: string,
   { fromPodOnly, tokenDigest }: Service,
 ): Promise<Response | void> {
@@ -735,31 +673,29 @@ async function refuse(
 }
 
 /**
- * Whether a page of another site may have made a browser send this. Browsers
- * say where a request comes from (Fetch Metadata), but only to addresses that
- * they trust: to a plain name or address, a browser that says nothing may have
- * been sent by anybody, and so may one that fetches ahead.
+ * Whether another site's page may have made a browser ask this. A browser says
+ * where a request comes from (Fetch Metadata), but only to an address that it
+ * trusts: where it says nothing, or fetches ahead, nobody may have meant it.
  */
 function mayBeAnotherSites(headers: Headers): boolean {
   const origin = headers.get("origin");
   if (origin !== null && URL.parse(origin)?.host !== headers.get("host")) {
     return true;
   }
-  // PowerShell says Mozilla, too.
-  const agent = headers.get("user-agent") ?? "";
+  const agent = headers.get("user-agent") ?? ""; // PowerShell says Mozilla, too
   const isBrowser = /^Mozilla\/(?!.*PowerShell\/)/.test(agent) ||
     [...headers.keys()].some((name) => name.startsWith("sec-fetch-"));
-  const isMeant = !headers.has("sec-purpose") &&
-    /^(none|same-origin)$/.test(headers.get("sec-fetch-site") ?? "");
+  const site = headers.get("sec-fetch-site");
+  const isMeant = (site === "none" || site === "same-origin") &&
+    !headers.has("sec-purpose");
   return isBrowser && !isMeant;
 }
 
-const bytesOf = (text: string) => new TextEncoder().encode(text);
 const digestOf = async (text: string) =>
   new Uint8Array(await crypto.subtle.digest("SHA-256", bytesOf(text)));
 
-/** Whether the token is there (RFC 6750, 2.1). All of both digests is compared,
- * so that the time that it takes tells nothing about the token. */
+/** Whether the token is there (RFC 6750, 2.1). Digests are compared, and all of
+ * them, so that the time tells nothing about the token. */
 async function bears(digest: Uint8Array, headers: Headers): Promise<boolean> {
   const authorization = headers.get("authorization") ?? "";
   const [, token = ""] = /^Bearer +(\S+)$/i.exec(authorization) ?? [];
@@ -767,10 +703,15 @@ async function bears(digest: Uint8Array, headers: Headers): Promise<boolean> {
   return given.reduce((sum, byte, i) => sum | (byte ^ digest[i]), 0) === 0;
 }
 
-async function page(_question: Question, service: Service): Promise<Response> {
-  const found = await service.appup.look();
-  const asked = whoAsked(service.asked, Date.now());
-  return respond(200, `${report(found)}\n${asked}\n\n${ENDPOINTS}`);
+async function page(
+  _request: Request,
+  { appup, asked }: Service,
+): Promise<Response> {
+  const found = await appup.look();
+  return respond(
+    200,
+    `${report(found)}\n${whoAsked(asked, Date.now())}\n\n${ENDPOINTS}`,
+  );
 }
 
 function whoAsked(asked: Service["asked"], at: number): string {
@@ -780,58 +721,46 @@ function whoAsked(asked: Service["asked"], at: number): string {
   return `asked  ${ago} s ago by ${by}: ${asked.status}`;
 }
 
-async function metrics(_question: Question, service: Service) {
-  const unknown: Found = { up: false }; // as a probe takes it
-  const found = await service.appup.look().catch(() => unknown);
+async function metrics(_request: Request, service: Service) {
+  const down: Found = { up: false }; // as a probe takes it
+  const found = await service.appup.look().catch(() => down);
   const type = "text/plain; version=0.0.4; charset=utf-8";
   return respond(200, renderMetrics(found, service), { "content-type": type });
 }
 
 /** The metrics in Prometheus' text format, version 0.0.4. */
-function renderMetrics({ up, state }: Found, service: Service): string {
-  const { asked, requests, appup: { transitions } } = service;
-  const drainEnds = state?.until && Date.parse(state.until) / 1000;
-  return [
-    metric("gauge", "appup_up", "Whether the app is up.", [["", +up]]),
-    metric("counter", "appup_transitions_total", "Turns up and down.", [
-      ['{to="up"}', transitions.up],
-      ['{to="down"}', transitions.down],
-    ]),
-    metric("counter", "appup_requests_total", "Requests to known paths.", [
-      ...requests,
-    ]),
-    metric(
-      "gauge",
-      "appup_last_health_request_timestamp_seconds",
-      "When /health was asked last, 0 if not since the start.",
-      [["", (asked?.at ?? 0) / 1000]],
-    ),
-    metric(
-      "gauge",
-      "appup_drain_ends_timestamp_seconds",
-      "When a drain ends and the app goes up by itself.",
-      drainEnds ? [["", drainEnds]] : [],
-    ),
-    metric("gauge", "appup_build_info", "The version, as a label.", [
-      [`{version="${VERSION}"}`, 1],
-    ]),
-    metric("gauge", "process_start_time_seconds", "When appup started.", [
-      ["", performance.timeOrigin / 1000],
-    ]),
-    metric("gauge", "process_resident_memory_bytes", "Its resident memory.", [
-      ["", Deno.memoryUsage().rss],
-    ]),
-  ].join("");
-}
-
-function metric(
-  type: "counter" | "gauge",
-  name: string,
-  help: string,
-  samples: [labels: string, value: number][],
-): string {
-  const lines = samples.map(([labels, value]) => `${name}${labels} ${value}\n`);
-  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines.join("")}`;
+function renderMetrics(found: Found, { appup, requests, asked }: Service) {
+  const { until } = found.state ?? {};
+  return `# HELP appup_up Whether the app is up.
+# TYPE appup_up gauge
+appup_up ${+found.up}
+# HELP appup_transitions_total Turns up and down.
+# TYPE appup_transitions_total counter
+appup_transitions_total{to="up"} ${appup.transitions.up}
+appup_transitions_total{to="down"} ${appup.transitions.down}
+# HELP appup_requests_total Requests to known paths.
+# TYPE appup_requests_total counter
+${[...requests].map((sample) => `${sample.join(" ")}\n`).join("")}\
+# HELP appup_last_health_request_timestamp_seconds When /health was asked last.
+# TYPE appup_last_health_request_timestamp_seconds gauge
+appup_last_health_request_timestamp_seconds ${(asked?.at ?? 0) / 1000}
+# HELP appup_drain_ends_timestamp_seconds When a drain ends.
+# TYPE appup_drain_ends_timestamp_seconds gauge
+${
+    until
+      ? `appup_drain_ends_timestamp_seconds ${Date.parse(until) / 1000}\n`
+      : ""
+  }\
+# HELP appup_build_info The version, as a label.
+# TYPE appup_build_info gauge
+appup_build_info{version="${VERSION}"} 1
+# HELP process_start_time_seconds When appup started.
+# TYPE process_start_time_seconds gauge
+process_start_time_seconds ${performance.timeOrigin / 1000}
+# HELP process_resident_memory_bytes Resident memory.
+# TYPE process_resident_memory_bytes gauge
+process_resident_memory_bytes ${Deno.memoryUsage().rss}
+`;
 }
 
 const HEADERS = {
@@ -839,11 +768,7 @@ const HEADERS = {
   "cache-control": "no-store",
 };
 
-function respond(
-  status: number,
-  body: string,
-  more?: Record<string, string>,
-): Response {
+function respond(status: number, body: string, more?: Record<string, string>) {
   const headers = more ? { ...HEADERS, ...more } : HEADERS;
   return new Response(body, { status, headers });
 }
@@ -857,23 +782,23 @@ const SETTLE_EVERY = 1_000;
 const OVER_AFTER = 5_000;
 /** How often it makes sure that it still listens, in ms. */
 const LISTEN_EVERY = 500;
-/** The same after it did not, in ms. */
+/** The same while it is flooded, in ms. */
 const LISTEN_EVERY_IN_A_FLOOD = 20;
 /** How long answers under way may keep a stopping server, in ms. */
 const SHUTDOWN_WITHIN = 400;
 
-/** Prints a line if it can: no log changes an answer or ends the process. */
+/** Prints a line if it can: that changes no answer and ends no process. */
 function print(line: string, to: { writeSync(bytes: Uint8Array): number }) {
   try {
     to.writeSync(bytesOf(`${line}\n`));
   } catch {
-    // A full disk, a reader that is gone: there is nobody to tell.
+    // The disk is full, or the reader has gone: there is nobody to tell.
   }
 }
 
-/** The log on stdout: a line for an event, and for a trouble one when it begins
- * and one when it is over, however often it is met in between. */
-class ServerLog implements Journal {
+/** The log on stdout. A trouble has a line when it begins and one when it is
+ * over, however often it is met in between. */
+class Log implements Journal {
   private troubles = new Map<string, number>();
 
   event(line: string): void {
@@ -897,15 +822,14 @@ class ServerLog implements Journal {
 }
 
 /**
- * A server that goes on listening. One of Deno's own stops for good when it runs
- * out of descriptors, which a flood of clients that stall brings about. Deno
- * tells so at once, or when the last connection has gone (2.7); but the port can
- * be taken anew just when nobody listens.
+ * A server that goes on listening. Deno's own stops for good when descriptors
+ * run out, as they do when many clients stall. Deno tells so at once, or when
+ * the last of them has gone (2.7); but the port can be taken just then.
  */
 class Listener {
   private server: Deno.HttpServer<Deno.NetAddr>;
   private connections = new AbortController();
-  private lostAt = -Infinity;
+  private lastLost = -Infinity;
   private check?: ReturnType<typeof setTimeout>;
 
   /** @throws when it can't listen. */
@@ -915,10 +839,10 @@ class Listener {
     private journal: Journal,
   ) {
     try {
-      this.server = this.listen("::", port); // answers IPv4, too
-    } catch (error) {
-      if (error instanceof Deno.errors.AddrInUse) throw error;
-      this.server = this.listen("0.0.0.0", port); // there is no IPv6
+      this.server = this.listenOnAny(port);
+    } catch (cause) {
+      const why = messageOf(cause);
+      throw new Error(`cannot listen on port ${port}: ${why}`, { cause });
     }
     this.checkLater();
   }
@@ -932,6 +856,15 @@ class Listener {
     await Promise.race([this.server.shutdown(), after(SHUTDOWN_WITHIN)]);
   }
 
+  private listenOnAny(port: number) {
+    try {
+      return this.listen("::", port); // answers IPv4, too
+    } catch (error) {
+      if (error instanceof Deno.errors.AddrInUse) throw error;
+      return this.listen("0.0.0.0", port); // there is no IPv6
+    }
+  }
+
   private listen(hostname: string, port: number) {
     const connections = new AbortController();
     const { signal } = connections;
@@ -943,23 +876,23 @@ class Listener {
   }
 
   private listenAgain(): void {
-    const { server: { addr }, connections } = this;
+    const { connections, address } = this;
     try {
-      this.server = this.listen(addr.hostname, addr.port);
+      this.server = this.listen(address.hostname, address.port);
     } catch {
       return; // it listens, or there is no descriptor yet
     }
     connections.abort(); // half requests, too: they hold the descriptors
-    this.lostAt = performance.now();
+    this.lastLost = performance.now();
     this.journal.trouble("too many connections: closed all, to listen again");
   }
 
   private checkLater(): void {
-    const isFlood = performance.now() - this.lostAt < OVER_AFTER;
+    const isFlooded = performance.now() - this.lastLost < OVER_AFTER;
     this.check = setTimeout(() => {
       this.listenAgain();
       this.checkLater();
-    }, isFlood ? LISTEN_EVERY_IN_A_FLOOD : LISTEN_EVERY);
+    }, isFlooded ? LISTEN_EVERY_IN_A_FLOOD : LISTEN_EVERY);
   }
 }
 
@@ -969,24 +902,23 @@ class Listener {
  *
  * @throws when it can't listen.
  */
-async function serve({ file, port, startUp, fromPodOnly, token }: Config) {
+async function serve(config: Config): Promise<void> {
+  const { file, port, startUp, fromPodOnly, token } = config;
   const stop = Promise.withResolvers<string>();
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     Deno.addSignalListener(signal, () => stop.resolve(signal));
   }
-  const log = new ServerLog();
+  const tokenDigest = token === undefined ? undefined : await digestOf(token);
+  const log = new Log();
   const appup = new Switch(file, log);
-  const listener = new Listener(
-    port,
-    makeHandler({
-      appup,
-      journal: log,
-      fromPodOnly,
-      tokenDigest: token === undefined ? undefined : await digestOf(token),
-      requests: new Map(),
-    }),
-    log,
-  );
+  const handler = makeHandler({
+    appup,
+    journal: log,
+    fromPodOnly,
+    tokenDigest,
+    requests: new Map(),
+  });
+  const listener = new Listener(port, handler, log);
   await Promise.race([appup.begin(startUp), stop.promise]);
   const { address } = listener;
   const host = address.hostname.replace(/.*:.*/, "[$&]");
@@ -998,13 +930,13 @@ async function serve({ file, port, startUp, fromPodOnly, token }: Config) {
   // Somebody may probe with `cat` alone: without any request, too, a drain ends
   // when it should, and what others did is seen.
   const settleLater = (): ReturnType<typeof setTimeout> => {
-    const { drainLeft } = appup;
-    const isSoon = drainLeft > 0 && drainLeft < SETTLE_EVERY;
+    const left = appup.drainLeft;
+    const isSoon = left > 0 && left < SETTLE_EVERY;
     return setTimeout(async () => {
       await appup.settle();
       log.endTroubles();
       settling = settleLater();
-    }, isSoon ? drainLeft : SETTLE_EVERY);
+    }, isSoon ? left : SETTLE_EVERY);
   };
   let settling = settleLater();
 
@@ -1034,8 +966,8 @@ appup ${VERSION}: a switch in front of a pod's readiness
   UP_TOKEN                   what /up and /down ask for as a bearer token`;
 
 /** @throws {UsageError} for what is not `--for` or `--reason` with a value. */
-function parseArgs(up: boolean, args: string[]): FlipOptions {
-  const given: Record<string, string[]> = { for: [], reason: [] };
+function parseArgs(args: string[]): URLSearchParams {
+  const given = new URLSearchParams();
   for (let rest = args; rest.length > 0;) {
     const [option, ...values] = rest;
     const [, name, value = values.shift()] =
@@ -1043,17 +975,17 @@ function parseArgs(up: boolean, args: string[]): FlipOptions {
     if (!name || value === undefined) {
       throw new UsageError(`what is ${option}? See appup --help`);
     }
-    given[name].push(value);
+    given.append(name, value);
     rest = values;
   }
-  return parseFlipOptions(up, given.for, given.reason);
+  return given;
 }
 
 /** Runs the command line, and returns the exit code. */
 async function main([command, ...rest]: string[]): Promise<number> {
   const say = (line: string) => print(line, Deno.stdout);
   const complain = (what: unknown) => print(messageOf(what), Deno.stderr);
-  const open = () =>
+  const openSwitch = () =>
     new Switch(configure().file, { event() {}, trouble: complain });
   try {
     switch (command) {
@@ -1063,14 +995,18 @@ async function main([command, ...rest]: string[]): Promise<number> {
       case "up":
       case "down": {
         const up = command === "up";
-        const options = parseArgs(up, rest);
-        const changed = await open().flip(up, `appup ${command}`, options);
+        const options = parseFlipOptions(up, parseArgs(rest));
+        const changed = await openSwitch().flip(
+          up,
+          `appup ${command}`,
+          options,
+        );
         say(outcome(up, changed, options));
         return EXIT.OK;
       }
       case "health": {
         if (rest.length > 0) throw new UsageError("health takes no options");
-        const found = await open().look();
+        const found = await openSwitch().look();
         say(report(found));
         return found.up ? EXIT.OK : EXIT.FAILED;
       }
