@@ -38,8 +38,18 @@ const PROBE = "GET /health HTTP/1.1\r\nHost: 10.244.0.7:9999\r\n" +
 
 type Env = Record<string, string>;
 
-function spawn(args: string[], env: Env, wrapper: string[] = []) {
-  const [command, ...rest] = [...wrapper, ...PROGRAM, ...args];
+/** Runs ahead of the program itself, in its process; only from source. */
+type Preload = string;
+
+function spawn(
+  args: string[],
+  env: Env,
+  wrapper: string[] = [],
+  preload?: Preload,
+) {
+  const preloaded = preload ? ["--allow-run", `--preload=${preload}`] : [];
+  const program = PROGRAM.toSpliced(2, 0, ...preloaded);
+  const [command, ...rest] = [...wrapper, ...program, ...args];
   const inherited = ["DENO_DIR", "HOME", "PATH"].map((name) =>
     [name, Deno.env.get(name)] as const
   ).filter((entry): entry is [string, string] => entry[1] !== undefined);
@@ -54,8 +64,14 @@ function spawn(args: string[], env: Env, wrapper: string[] = []) {
 }
 
 /** Runs the program to its end. */
-async function run(args: string[], env: Env) {
-  const { code, stdout, stderr } = await spawn(args, env).output();
+async function run(
+  args: string[],
+  env: Env,
+  wrapper?: string[],
+  preload?: Preload,
+) {
+  const child = spawn(args, env, wrapper, preload);
+  const { code, stdout, stderr } = await child.output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return { code, stdout: text(stdout), stderr: text(stderr) };
 }
@@ -69,18 +85,42 @@ async function makeVolume() {
     file,
     stateFile: `${file}.state`,
     state: async () => JSON.parse(await Deno.readTextFile(`${file}.state`)),
+    /** Puts a state there, as an appup would have left it. */
+    keep: (state: Record<string, unknown>) =>
+      Deno.writeTextFile(
+        `${file}.state`,
+        JSON.stringify({ ...STATE, ...state }),
+      ),
+    names: () =>
+      Array.from(Deno.readDirSync(folder), ({ name }) => name).sort(),
     touch: () => Deno.writeTextFile(file, "by hand", { append: true }),
     rm: () => Deno.remove(file),
+    /** As somebody else's flip or settlement would, until it is disposed of. */
+    lock: async () => {
+      const lock = await Deno.open(folder);
+      await lock.lock(true);
+      return lock;
+    },
     [Symbol.asyncDispose]: () => Deno.remove(folder, { recursive: true }),
   };
 }
 
+const BY_HAND = "something other than appup";
+const STATE = { since: "2026-01-01T00:00:00.000Z", by: "a test" };
+/** A time so many ms from now, as it stands in a state. */
+const inMs = (ms: number) => new Date(Date.now() + ms).toISOString();
+
 type Volume = Awaited<ReturnType<typeof makeVolume>>;
 
 /** A running server; it ends with the test. */
-async function start(volume: Volume, env: Env = {}, wrapper?: string[]) {
+async function start(
+  volume: Volume,
+  env: Env = {},
+  wrapper?: string[],
+  preload?: Preload,
+) {
   const settings = { UP_FILE: volume.file, UP_PORT: "0", ...env };
-  const child = spawn([], settings, wrapper);
+  const child = spawn([], settings, wrapper, preload);
   const errors = new Response(child.stderr).text();
   const log: string[] = [];
   const started = Promise.withResolvers<number>();
@@ -110,11 +150,13 @@ async function start(volume: Volume, env: Env = {}, wrapper?: string[]) {
     ended,
     kill: (signal: Deno.Signal) => child.kill(signal),
     ask: (path: string, init?: RequestInit) => ask(port, path, init),
+    probe: () => raw(port, PROBE),
     /** Waits for a line of the log that has this text. */
-    logs: (text: string) =>
+    logs: (text: string, ms?: number) =>
       until(
-        `the log says ${text}`,
+        `the log says ${text}, but: ${log.join("\n")}`,
         () => log.some((line) => line.includes(text)),
+        ms,
       ),
     async [Symbol.asyncDispose]() {
       try {
@@ -162,6 +204,19 @@ async function connect(port: number, length: number): Promise<Deno.Conn[]> {
   );
 }
 
+/** Steps that wait more than they work. */
+async function sideBySide(
+  t: Deno.TestContext,
+  steps: Record<string, () => Promise<void>>,
+) {
+  const together = { sanitizeOps: false, sanitizeResources: false };
+  await Promise.all(
+    Object.entries(steps).map(([name, fn]) =>
+      t.step({ name, fn, ...together, sanitizeExit: false })
+    ),
+  );
+}
+
 const after = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Waits until it holds, and fails when it doesn't within `ms`. */
@@ -191,9 +246,9 @@ const onTmpfs = (volume: Volume, options: string) => [
   `mount -t tmpfs -o ${options} tmpfs ${volume.folder} && exec "$@"`,
   "sh",
 ];
-/** The same, without a byte of room left; `before` runs ahead of the program. */
-const onFullDisk = (volume: Volume, before = "true") => [
-  ...onTmpfs(volume, "size=4k"),
+/** The same, with so many pages of room; `before` runs ahead of the program. */
+const onFullDisk = (volume: Volume, pages = 0, before = "true") => [
+  ...onTmpfs(volume, `size=${4 * (1 + pages)}k`),
   "sh",
   "-c",
   `head -c 4096 /dev/zero >${volume.folder}/fill && ${before} && exec "$@"`,
@@ -208,6 +263,8 @@ const canRun = async (command: string, ...args: string[]) => {
 };
 const canMount = await canRun("unshare", "--mount", "true");
 const hasStrace = await canRun("strace", "true");
+const hasCurl = await canRun("curl", "--version");
+const hasPython = await canRun("python3", "--version");
 const hasIPv6 = await exists("/proc/net/if_inet6");
 
 // ---------------------------------------------------------------------------
@@ -233,6 +290,9 @@ Deno.test("the toggles flip the file, and health tells", async (t) => {
       ["GET", "/up?a=b/health", OK, "app is up", true],
       ["GET", "/health?path=/down", OK, "app is up", true],
       ["GET", "/down?", OK, "app is down", false],
+      ["HEAD", "/", OK, "", false],
+      ["HEAD", "/livez", OK, "", false],
+      ["HEAD", "/metrics", OK, "", false],
     ] as const
   ) {
     await t.step(`${method} ${path}: ${status} ${body}`, async () => {
@@ -295,10 +355,9 @@ Deno.test("every answer is plain text that nobody may cache", async () => {
 Deno.test("a probe works as a kubelet sends it", async () => {
   await using volume = await makeVolume();
   await using app = await start(volume);
-  const probe = () => raw(app.port, PROBE);
-  assertMatch(await probe(), /^HTTP\/1\.1 503 [^]*\r\n\r\napp is down$/);
+  assertMatch(await app.probe(), /^HTTP\/1\.1 503 [^]*\r\n\r\napp is down$/);
   await volume.touch();
-  assertMatch(await probe(), /^HTTP\/1\.1 200 [^]*\r\n\r\napp is up$/);
+  assertMatch(await app.probe(), /^HTTP\/1\.1 200 [^]*\r\n\r\napp is up$/);
 });
 
 Deno.test("a file that is there is left as it is by /up", async () => {
@@ -447,20 +506,6 @@ Deno.test("what else goes wrong is a 503 that says what and where", async (t) =>
   }
 });
 
-Deno.test({
-  name: "on a disk with no room for a state, plain toggles still work",
-  ignore: !canMount,
-  fn: async () => {
-    await using volume = await makeVolume();
-    await using app = await start(volume, {}, onFullDisk(volume));
-    assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
-    assertEquals((await app.ask("/down?for=1h")).status, ServiceUnavailable);
-    assertEquals(await brief(app.ask("/health")), [OK, "app is up"]);
-    assertEquals(await brief(app.ask("/down")), [OK, "app is down"]);
-    assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
-  },
-});
-
 // ---------------------------------------------------------------------------
 // Configuration
 
@@ -482,10 +527,16 @@ Deno.test("a wrong value ends the start with a line that names it", async (t) =>
       ["UP_FILE", "/tmpfile/up.txt"],
       ["UP_FILE", "/tmp"],
       ["UP_FILE", `${volume.folder}/`],
+      ["UP_FILE", `${volume.folder}/.`],
+      ["UP_FILE", `${volume.folder}/..`],
+      ["UP_FILE", `${volume.folder}/${"é".repeat(123)}`],
       ["UP_FILE", `${volume.folder}/nowhere/up.txt`],
       ["UP_INITIAL", ""],
       ["UP_INITIAL", "UP"],
       ["UP_INITIAL", "true"],
+      ["UP_FROM", ""],
+      ["UP_FROM", "Pod"],
+      ["UP_FROM", "127.0.0.1"],
       ["UP_TOKEN", "", "(not shown)"],
       ["UP_TOKEN", "from echo\n", "(not shown)"],
       ["UP_TOKEN", "pässword", "(not shown)"],
@@ -504,14 +555,22 @@ Deno.test("a wrong value ends the start with a line that names it", async (t) =>
       UP_FILE: "up.txt",
       UP_PORT: "x",
       UP_INITIAL: "x",
+      UP_FROM: "x",
       UP_TOKEN: "",
     });
     assertEquals(code, 2);
     assertEquals(
       stderr.trimEnd().split("\n").map((line) => line.split("=")[0]),
-      ["UP_FILE", "UP_PORT", "UP_INITIAL", "UP_TOKEN"],
+      ["UP_FILE", "UP_PORT", "UP_INITIAL", "UP_FROM", "UP_TOKEN"],
     );
   });
+  await t.step(
+    "the longest name that has room for its state file's",
+    async () => {
+      const env = { UP_FILE: `${volume.folder}/${"x".repeat(245)}` };
+      assertEquals((await run(["up"], env)).code, 0);
+    },
+  );
 });
 
 Deno.test("a port in use is one line and exit code 1", async () => {
@@ -531,36 +590,32 @@ Deno.test("a port in use is one line and exit code 1", async () => {
 Deno.test({
   name: "the start task serves a file in /tmp, unless told otherwise",
   ignore: BINARY !== undefined,
-  fn: async (t) => {
+  fn: async () => {
+    const defaults = await Deno.readTextFile(`${import.meta.dirname}/.env`);
+    assertEquals(defaults.match(/^[^#\n].*/gm), ["UP_FILE=/tmp/up.txt"]);
     await using volume = await makeVolume();
-    for (
-      const [file, env] of [["/tmp/up.txt", {}], [volume.file, {
-        UP_FILE: volume.file,
-      }]] as const
-    ) {
-      await t.step(file, async () => {
-        const task = new Deno.Command(Deno.execPath(), {
-          args: ["task", "start"],
-          cwd: import.meta.dirname,
-          env: { UP_PORT: "0", ...env },
-          stdout: "piped",
-          stderr: "null",
-        }).spawn();
-        const reader = task.stdout.pipeThrough(new TextDecoderStream())
-          .getReader();
-        assertStringIncludes((await reader.read()).value ?? "", ` for ${file}`);
-        task.kill("SIGTERM");
-        await reader.cancel();
-        await task.status;
-      });
-    }
+    const { DENO_DIR = "", HOME = "", PATH = "" } = Deno.env.toObject();
+    const task = new Deno.Command(Deno.execPath(), {
+      args: ["task", "start"],
+      cwd: import.meta.dirname,
+      clearEnv: true,
+      env: { DENO_DIR, HOME, PATH, UP_PORT: "0", UP_FILE: volume.file },
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    const lines = task.stdout.pipeThrough(new TextDecoderStream()).getReader();
+    const { value } = await lines.read();
+    assertStringIncludes(value ?? "", ` for ${volume.file}: `);
+    task.kill("SIGTERM");
+    await lines.cancel();
+    await task.status;
   },
 });
 
 Deno.test("it may touch /pod and /tmp, the net, its variables, no more", () => {
   const { tasks: { flags: { command } } } = manifest;
   assertEquals(FLAGS.filter((flag) => flag.startsWith("--allow-")).sort(), [
-    "--allow-env=UP_FILE,UP_PORT,UP_INITIAL,UP_TOKEN",
+    "--allow-env=UP_FILE,UP_PORT,UP_INITIAL,UP_FROM,UP_TOKEN",
     "--allow-net=[::],0.0.0.0",
     "--allow-read=/pod,/tmp",
     "--allow-write=/pod,/tmp",
@@ -639,18 +694,21 @@ Deno.test("what is under way at SIGTERM is answered", async () => {
   await using volume = await makeVolume();
   await using app = await start(volume);
   const connections = await connect(app.port, 40);
-  const get = async (connection: Deno.Conn, path: string) => {
-    await send(connection, `GET ${path} HTTP/1.1\r\nHost: x\r\n\r\n`);
-    const answer = new Uint8Array(1024);
-    const length = await connection.read(answer);
-    return new TextDecoder().decode(answer.subarray(0, length ?? 0));
-  };
-  await Promise.all(connections.map((from) => get(from, "/livez")));
-  const answers = connections.map((from, i) =>
-    get(from, i % 2 ? "/up" : "/down?for=1h")
-  );
-  await Promise.race(answers); // most others have arrived, and wait their turn
-  app.kill("SIGTERM");
+  const answers = await (async () => {
+    using _nobodyFlips = await volume.lock();
+    const answers = connections.map(async (connection, i) => {
+      const path = i % 2 ? "/up" : "/down?for=1h";
+      await send(connection, `GET ${path} HTTP/1.1\r\nHost: x\r\n\r\n`);
+      const answer = new Uint8Array(1024);
+      const length = await connection.read(answer);
+      return new TextDecoder().decode(answer.subarray(0, length ?? 0));
+    });
+    // The server reads what came first before it answers what came later.
+    for (let i = 0; i < 3; i++) await app.ask("/livez");
+    app.kill("SIGTERM");
+    await app.logs("SIGTERM: stopping");
+    return answers;
+  })();
   for (const answer of await Promise.all(answers)) {
     assertMatch(answer, /^HTTP\/1.1 200 OK\r\n/);
   }
@@ -658,32 +716,27 @@ Deno.test("what is under way at SIGTERM is answered", async () => {
   for (const connection of connections) connection.close();
 });
 
-Deno.test("it survives running out of descriptors", async (t) => {
-  for (const left of [0, 5]) {
-    await t.step(`when all but ${left} clients have gone`, async () => {
-      await using volume = await makeVolume();
-      const wrapper = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh"];
-      await using app = await start(volume, {}, wrapper);
-      await volume.touch();
-      const isUp = () =>
-        raw(app.port, PROBE).then(
-          (answer) => answer.includes(" 200 "),
-          () => false,
-        );
-      assertEquals(await isUp(), true);
-      const flood: Deno.Conn[] = [];
-      const attempts: Promise<boolean>[] = [];
-      await until("it runs out", async () => {
-        flood.push(...await connect(app.port, 30));
-        attempts.push(isUp());
-        return !await Promise.race([attempts.at(-1), after(200)]);
-      });
-      for (const connection of flood.splice(left)) connection.close();
-      await until("it answers again", isUp, 1_000);
-      await Promise.all(attempts);
-      for (const connection of flood) connection.close();
-    });
+Deno.test("clients that take all descriptors cost nobody a probe for long", async () => {
+  await using volume = await makeVolume();
+  const wrapper = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh"];
+  await using app = await start(volume, {}, wrapper);
+  await volume.touch();
+  const begins = "too many connections: closed all, to listen again";
+  const stalled: Deno.Conn[] = [];
+  for (let wave = 0; wave < 3; wave++) {
+    stalled.push(...await connect(app.port, 100));
+    for (const connection of stalled) {
+      send(connection, "GET /he").catch(() => {});
+    }
+    await app.logs(begins);
+    await until("a probe is answered while they hold on", async () => {
+      const answer = await app.probe().catch(String);
+      return answer.includes(" 200 ");
+    }, 1_000);
   }
+  for (const connection of stalled) connection.close();
+  await app.logs(`over: ${begins}`, 8_000);
+  assertEquals(app.log.filter((line) => line.includes(begins)).length, 2);
 });
 
 Deno.test("a thousand clients that stall do not keep a probe waiting", async () => {
@@ -715,13 +768,10 @@ Deno.test("the log has a line for each event, and none for a probe", async () =>
   await app.ask("/down");
   for (let i = 0; i < 30; i++) await app.ask("/health");
   await volume.touch();
-  await app.ask("/health");
-  await happens("app is up: something other than appup");
+  await happens(`app is up: ${BY_HAND}`);
   await volume.rm();
-  await app.ask("/health");
-  await happens("app is down: something other than appup");
+  await happens(`app is down: ${BY_HAND}`);
   for (let i = 0; i < 30; i++) await app.ask("/health");
-  await after(1_500);
   app.kill("SIGTERM");
   await app.ended;
   events.push("SIGTERM: stopping");
@@ -732,6 +782,55 @@ Deno.test("the log has a line for each event, and none for a probe", async () =>
     assert(rest.join(" ").startsWith(events[i]), `${line} is not ${events[i]}`);
   });
   assertMatch(app.log[0], / on \[::\]:\d+ for \S+: app is down$/);
+});
+
+/** Runs a program with a stdout and stderr that are full and don't block. */
+const FULL_PIPE = `
+import fcntl, os, sys
+reader, writer = os.pipe()
+os.set_inheritable(reader, True)
+fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK)
+try:
+    while True: os.write(writer, b"x")
+except BlockingIOError:
+    os.dup2(writer, 1), os.dup2(writer, 2)
+    os.execvp(sys.argv[1], sys.argv[1:])
+`;
+
+Deno.test("a log that nobody takes changes no answer", async (t) => {
+  const wrappers: Record<string, string[]> = {
+    "a full disk": ["sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh"],
+    "nothing open": ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"],
+    "a reader that is gone": [],
+  };
+  if (hasPython) {
+    wrappers["a full pipe that does not block"] = ["python3", "-c", FULL_PIPE];
+  }
+  for (const [name, wrapper] of Object.entries(wrappers)) {
+    await t.step(name, async () => {
+      await using volume = await makeVolume();
+      const listener = Deno.listen({ port: 0 });
+      const { port } = listener.addr;
+      listener.close();
+      const env = { UP_FILE: volume.file, UP_PORT: String(port) };
+      const child = spawn([], env, wrapper);
+      await Promise.all([child.stdout.cancel(), child.stderr.cancel()]);
+      const isThere = () => ask(port, "/livez").then(() => true, () => false);
+      await until("it answers", isThere);
+      assertEquals(await brief(ask(port, "/up")), [OK, "app is up"]);
+      assertEquals(await exists(volume.file), true);
+      assertEquals(await brief(ask(port, "/down")), [OK, "app is down"]);
+      assertEquals((await volume.state()).by, "GET /down from 127.0.0.1");
+      await Deno.mkdir(volume.file);
+      assertEquals((await ask(port, "/up")).status, ServiceUnavailable);
+      await Deno.remove(volume.file);
+      const shell = spawn(["health"], env, wrapper);
+      await Promise.all([shell.stdout.cancel(), shell.stderr.cancel()]);
+      assertEquals((await shell.status).code, 1);
+      child.kill("SIGTERM");
+      assertEquals((await child.status).code, 0);
+    });
+  }
 });
 
 // ---------------------------------------------------------------------------
@@ -770,24 +869,33 @@ Deno.test("a wrong duration or reason is 400 and flips nothing", async (t) => {
   await using volume = await makeVolume();
   await using app = await start(volume);
   for (
-    const query of [
-      "for=",
-      "for=0",
-      "for=0s",
-      "for=-1",
-      "for=1.5h",
-      "for=10 m",
-      "for=10M",
-      "for=10d",
-      "for=1h30m",
-      "for=25h",
-      "for=86401",
-      "for=99999999999999999999999",
-      `reason=${"x".repeat(201)}`,
-      "reason=two%0Alines",
-      "reason=%00",
-      "reason=%7F",
-      "reason=%E2%80%A8",
+    const [query, says] of [
+      ["for=", "1s to 24h"],
+      ["for=0", "1s to 24h"],
+      ["for=0s", "1s to 24h"],
+      ["for=-1", "1s to 24h"],
+      ["for=1.5h", "1s to 24h"],
+      ["for=10 m", "1s to 24h"],
+      ["for=10M", "1s to 24h"],
+      ["for=10d", "1s to 24h"],
+      ["for=1h30m", "1s to 24h"],
+      ["for=25h", "1s to 24h"],
+      ["for=86401", "1s to 24h"],
+      ["for=99999999999999999999999", "1s to 24h"],
+      ["for=constructor", "1s to 24h"],
+      ["for=1h&for=x", "for is given twice"],
+      ["for=1h&for=1h", "for is given twice"],
+      ["reason=a&reason=b", "reason is given twice"],
+      [`reason=${"x".repeat(201)}`, "200 characters"],
+      ["reason=two%0Alines", "control characters"],
+      ["reason=%00", "control characters"],
+      ["reason=%7F", "control characters"],
+      ["reason=%C2%85", "control characters"],
+      ["reason=%E2%80%A8", "line breaks"],
+      ["reason=%E2%80%AA", "bidirectional controls"],
+      ["reason=%E2%80%AE", "bidirectional controls"],
+      ["reason=%E2%81%A6", "bidirectional controls"],
+      ["reason=%E2%81%A9", "bidirectional controls"],
     ]
   ) {
     await t.step(query.slice(0, 30), async () => {
@@ -795,8 +903,7 @@ Deno.test("a wrong duration or reason is 400 and flips nothing", async (t) => {
         if (isUp) await volume.touch();
         const { status, body } = await app.ask(`/down?${query}`);
         assertEquals(status, BadRequest);
-        const form = query.startsWith("for") ? "1s to 24h" : "200 characters";
-        assertStringIncludes(body, form);
+        assertStringIncludes(body, says);
         assertEquals(await exists(volume.file), isUp);
         if (isUp) await volume.rm();
       }
@@ -806,22 +913,26 @@ Deno.test("a wrong duration or reason is 400 and flips nothing", async (t) => {
     assertEquals((await app.ask("/up?for=10m")).status, BadRequest);
     assertEquals(await exists(volume.file), false);
   });
+  await t.step("an emoji that is joined from others is a reason", async () => {
+    const reason = "\u{1F469}\u200D\u{1F527} at work";
+    await app.ask(`/up?reason=${encodeURIComponent(reason)}`);
+    assertEquals((await volume.state()).reason, reason);
+  });
 });
 
-Deno.test("a drain ends by itself, with nobody asking", async () => {
-  await using volume = await makeVolume();
-  await using app = await start(volume);
-  await app.ask("/up");
-  await app.ask("/down?for=1s");
-  const asked = Date.now();
-  await until("the file is back", () => exists(volume.file), 3_000);
-  const late = Date.now() - asked - 1_000;
-  assert(late > -50, `${-late} ms early`);
-  assertEquals(await brief(app.ask("/health")), [OK, "app is up"]);
-  await app.logs("app is up: its drain is over");
-});
-
-Deno.test("a drain gives way to the next toggle", async (t) => {
+Deno.test("a drain ends by itself, unless something comes first", async (t) => {
+  const steps: Record<string, () => Promise<void>> = {};
+  steps["with nobody asking"] = async () => {
+    await using volume = await makeVolume();
+    await using app = await start(volume);
+    await app.ask("/up");
+    await app.ask("/down?for=1s");
+    const ends = Date.parse((await volume.state()).until);
+    await until("the file is back", () => exists(volume.file), 3_000);
+    assert(Date.now() >= ends, `${ends - Date.now()} ms early`);
+    assertEquals(await brief(app.ask("/health")), [OK, "app is up"]);
+    await app.logs("app is up: its drain is over");
+  };
   for (
     const [toggle, isUpLater] of [
       ["/up", true],
@@ -830,116 +941,84 @@ Deno.test("a drain gives way to the next toggle", async (t) => {
       ["/down?reason=for%20good", false],
     ] as const
   ) {
-    await t.step(toggle, async () => {
+    steps[toggle] = async () => {
       await using volume = await makeVolume();
       await using app = await start(volume);
       await app.ask("/down?for=1s");
       await app.ask(toggle);
-      await after(2_200);
+      await after(1_500);
       assertEquals(await exists(volume.file), isUpLater);
-    });
+    };
   }
-});
-
-Deno.test("a drain is over for who goes up from a shell", async () => {
-  await using volume = await makeVolume();
-  await using app = await start(volume);
-  await app.ask("/down?for=2s");
-  await volume.touch();
-  await until("it sees", async () => (await volume.state()).up);
-  await volume.rm();
-  await after(2_500);
-  assertEquals(await exists(volume.file), false);
-});
-
-Deno.test("a drain that is over but cannot end is tried once a second", async () => {
-  await using volume = await makeVolume();
-  await using app = await start(volume);
-  await app.ask("/down?for=1s");
-  await Deno.mkdir(volume.file);
-  await app.logs("Not a file");
-  await after(1_000);
-  const ticks = async () => {
-    const stat = await Deno.readTextFile(`/proc/${app.pid}/stat`);
-    const [user, system] = stat.split(") ")[1].split(" ").slice(11, 13);
-    return Number(user) + Number(system); // of 10 ms
-  };
-  const before = await ticks();
-  await after(1_000);
-  const spent = await ticks() - before;
-  assert(spent <= 5, `it is busy: ${spent} ticks in a second`);
-  await Deno.remove(volume.file);
-  await until("it ends after all", () => exists(volume.file));
-});
-
-Deno.test("a drain's end survives a restart", async (t) => {
-  const restart = async (after_: number, check: (volume: Volume) => void) => {
+  steps["a touch, although an rm follows"] = async () => {
     await using volume = await makeVolume();
-    {
-      await using app = await start(volume);
-      await app.ask("/down?for=2s");
-      app.kill("SIGKILL");
-      await app.ended;
-    }
-    await after(after_);
     await using app = await start(volume);
-    await check(volume);
-    await until("it is back up", () => exists(volume.file));
+    await app.ask("/down?for=2s");
+    await volume.touch();
+    await app.logs("app is up: something other than appup");
+    await volume.rm();
+    await after(2_000);
+    assertEquals(await exists(volume.file), false);
+  };
+  steps["it can't, and is tried once a second"] = async () => {
+    await using volume = await makeVolume();
+    await volume.keep({ up: false, until: inMs(0) });
+    await Deno.mkdir(volume.file);
+    await using app = await start(volume);
+    await app.logs("Not a file");
+    const spent = () => {
+      const tasks = [...Deno.readDirSync(`/proc/${app.pid}/task`)];
+      return tasks.reduce((sum, { name }) => {
+        const stat = `/proc/${app.pid}/task/${name}/schedstat`;
+        return sum + Number(Deno.readTextFileSync(stat).split(" ")[0]) / 1e6;
+      }, 0);
+    };
+    const before = spent();
+    await after(1_000);
+    const ms = spent() - before;
+    assert(ms < 100, `it is busy: ${ms} ms of CPU in a second`);
+    await Deno.remove(volume.file);
+    await until("it ends after all", () => exists(volume.file));
+  };
+  steps["a restart in the middle"] = async () => {
+    await using volume = await makeVolume();
+    await volume.keep({ up: false, until: inMs(1_500) });
+    await using app = await start(volume);
+    assertEquals(await exists(volume.file), false);
+    await app.logs("app is up: its drain is over");
+    assertEquals(await exists(volume.file), true);
+  };
+  steps["it ran out while appup was away"] = async () => {
+    await using volume = await makeVolume();
+    await volume.keep({ up: false, until: inMs(-1) });
+    await using app = await start(volume);
+    assertEquals(await exists(volume.file), true);
     await app.logs("app is up: its drain is over");
   };
-  await t.step("in the middle", () =>
-    restart(0, async ({ file }) => {
-      assertEquals(await exists(file), false);
-    }));
-  await t.step(
-    "after what ran out while it was away",
-    () =>
-      restart(2_100, async ({ file }) => {
-        assertEquals(await exists(file), true);
-      }),
+  await sideBySide(t, steps);
+});
+
+Deno.test("a drain that is prolonged as it ends is prolonged", async (t) => {
+  const rounds = Array.from(
+    { length: 6 },
+    (_, i) =>
+      [`round ${i}`, async () => {
+        await using volume = await makeVolume();
+        await using app = await start(volume);
+        const env = { UP_FILE: volume.file };
+        for (const shell of [false, true]) {
+          await app.ask("/down?for=1s");
+          await after(1_000 - (shell ? 20 + 15 * i : 2 * i - 4));
+          if (shell) await run(["down", "--for", "1h"], env);
+          else await app.ask("/down?for=1h");
+          await after(100);
+          assertEquals(await exists(volume.file), false);
+          const left = Date.parse((await volume.state()).until) - Date.now();
+          assert(left > 3_500_000, `${left} ms left`);
+        }
+      }] as const,
   );
-});
-
-Deno.test("a damaged state file is set aside and never goes up", async (t) => {
-  const since = "2026-01-01T00:00:00.000Z";
-  for (
-    const content of [
-      "",
-      "{",
-      "null",
-      "[]",
-      '"up"',
-      "\0\0\0",
-      JSON.stringify({ up: "yes", since, by: "x" }),
-      JSON.stringify({ up: false, since: "long ago", by: "x" }),
-      JSON.stringify({ up: false, since, by: "x", until: "soon" }),
-      JSON.stringify({ up: false, since, by: "x", until: 0 }),
-      JSON.stringify({ up: true, since, by: "x", until: since }),
-      JSON.stringify({ up: false, since, until: since }),
-    ]
-  ) {
-    await t.step(JSON.stringify(content), async () => {
-      await using volume = await makeVolume();
-      await Deno.writeTextFile(volume.stateFile, content);
-      await using app = await start(volume, { UP_INITIAL: "up" });
-      assertEquals(await exists(volume.file), false);
-      const setAside = `${volume.stateFile}.damaged`;
-      assertEquals(await Deno.readTextFile(setAside), content);
-      await app.logs(`set aside as ${setAside}`);
-      assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
-      assertEquals((await volume.state()).up, true);
-    });
-  }
-});
-
-Deno.test("a state file that is a directory is set aside, too", async () => {
-  await using volume = await makeVolume();
-  await Deno.mkdir(volume.stateFile);
-  await using app = await start(volume, { UP_INITIAL: "up" });
-  assertEquals(await exists(volume.file), false);
-  assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
-  assertEquals((await volume.state()).up, true);
-  assertEquals(await exists(`${volume.stateFile}.damaged`), true);
+  await sideBySide(t, Object.fromEntries(rounds));
 });
 
 Deno.test("a reason goes to the log, the state file and the page", async () => {
@@ -967,85 +1046,279 @@ Deno.test("a reason goes to the log, the state file and the page", async () => {
 
 Deno.test("UP_INITIAL=up starts up on a new volume, and only then", async (t) => {
   const initial = { UP_INITIAL: "up" };
-  const restarted = async (volume: Volume, before: () => Promise<unknown>) => {
-    await before();
-    await using _app = await start(volume, initial);
+  const isUpAfter = async (volume: Volume, env: Env = initial) => {
+    await using _app = await start(volume, env);
     return await exists(volume.file);
+  };
+  const crash = async (
+    volume: Volume,
+    takeOut: (app: { port: number }) => Promise<unknown>,
+  ) => {
+    await using app = await start(volume, initial);
+    await takeOut(app);
+    app.kill("SIGKILL");
+    await app.ended;
   };
   await t.step("a new volume", async () => {
     await using volume = await makeVolume();
-    assertEquals(await restarted(volume, async () => {}), true);
+    assertEquals(await isUpAfter(volume), true);
   });
   for (const env of [{}, { UP_INITIAL: "down" }] as Env[]) {
     await t.step(`a new volume with ${JSON.stringify(env)}`, async () => {
       await using volume = await makeVolume();
-      await using _app = await start(volume, env);
-      assertEquals([...Deno.readDirSync(volume.folder)], []);
+      await isUpAfter(volume, env);
+      assertEquals(volume.names(), []);
     });
   }
   for (const isUpAtFirst of [true, false]) {
-    await t.step(`a crash, up at first: ${isUpAtFirst}`, async (t) => {
-      for (
-        const [how, takeOut] of Object.entries({
-          "/down": (app: { port: number }) => ask(app.port, "/down"),
-          "rm": (_app: unknown, { file }: Volume) => Deno.remove(file),
-        })
-      ) {
-        await t.step(`after ${how}`, async () => {
-          await using volume = await makeVolume();
-          if (isUpAtFirst) await volume.touch();
-          const crash = async () => {
-            await using app = await start(volume, initial);
-            await takeOut(app, volume);
-            app.kill("SIGKILL");
-            await app.ended;
-          };
-          assertEquals(await restarted(volume, crash), false);
-        });
+    await t.step(
+      `a crash after /down, up at first: ${isUpAtFirst}`,
+      async () => {
+        await using volume = await makeVolume();
+        if (isUpAtFirst) await volume.touch();
+        await crash(volume, (app) => ask(app.port, "/down"));
+        assertEquals(await isUpAfter(volume), false);
+      },
+    );
+    await t.step(
+      `a crash after an rm, up at first: ${isUpAtFirst}`,
+      async () => {
+        await using volume = await makeVolume();
+        if (isUpAtFirst) await volume.touch();
+        await crash(volume, volume.rm);
+        assertEquals(await isUpAfter(volume), false);
+      },
+    );
+  }
+  await t.step("a crash after a /down that found it down", async () => {
+    await using volume = await makeVolume();
+    {
+      await using app = await start(volume);
+      assertEquals((await app.ask("/down")).status, ServiceUnavailable);
+    }
+    assertEquals(await isUpAfter(volume), false);
+  });
+  await t.step("a crash after somebody removed all there was", async () => {
+    await using volume = await makeVolume();
+    await crash(volume, async (app) => {
+      await ask(app.port, "/down?reason=kept");
+      await Deno.remove(volume.stateFile);
+      await until("it is kept again", () => exists(volume.stateFile));
+    });
+    assertEquals((await volume.state()).reason, "kept");
+    assertEquals(await isUpAfter(volume), false);
+  });
+  await t.step("a volume that can't be written at first", async () => {
+    await using volume = await makeVolume();
+    await Deno.chmod(volume.folder, 0o555);
+    await using app = await start(volume, initial, WITHOUT_PRIVILEGES);
+    await app.logs("Permission denied");
+    assertEquals(await exists(volume.file), false);
+    await Deno.chmod(volume.folder, 0o755);
+    await until("it is up", () => exists(volume.file));
+    await app.logs("app is up: UP_INITIAL");
+  });
+});
+
+Deno.test("a volume that appup 1.0.0 wrote is read as it should be", async (t) => {
+  const pending = { pending: true };
+  const later = inMs(3_600_000);
+  for (
+    const [what, state, isUp, by] of [
+      ["down", { up: false }, false, "a test"],
+      ["a drain", { up: false, until: later }, false, "a test"],
+      ["cut short on the way down", { up: false, ...pending }, true, BY_HAND],
+      ["cut short on the way up", { up: true, ...pending }, false, BY_HAND],
+      [
+        "cut short just before a drain",
+        { up: false, until: later, ...pending },
+        true,
+        BY_HAND,
+      ],
+      [
+        "cut short just after it began a drain",
+        { up: false, until: later, ...pending },
+        false,
+        "a test",
+      ],
+    ] as const
+  ) {
+    await t.step(what, async () => {
+      await using volume = await makeVolume();
+      await volume.keep(state);
+      if (isUp) await volume.touch();
+      await using app = await start(volume, { UP_INITIAL: "up" });
+      assertEquals(await exists(volume.file), isUp);
+      assertStringIncludes((await app.ask("/")).body, `\nby     ${by}\n`);
+      const keeps = by === "a test" && "until" in state;
+      assertEquals("until" in await volume.state(), keeps);
+    });
+  }
+  await t.step(
+    "a damaged state, set aside, and no room for a new one",
+    async () => {
+      await using volume = await makeVolume();
+      await Deno.writeTextFile(`${volume.stateFile}.damaged`, "{");
+      await using _app = await start(volume, { UP_INITIAL: "up" });
+      assertEquals(await exists(volume.file), false);
+    },
+  );
+});
+
+// ---------------------------------------------------------------------------
+// The state file
+
+Deno.test("what lies where the state should be hinders nobody", async (t) => {
+  const since = "2026-01-01T00:00:00.000Z";
+  const texts = [
+    "{",
+    "null",
+    "[]",
+    '"up"',
+    "\0\0\0",
+    JSON.stringify({ up: "yes", since, by: "x" }),
+    JSON.stringify({ up: false, since: "long ago", by: "x" }),
+    JSON.stringify({ up: false, since, by: "x", until: "soon" }),
+    JSON.stringify({ up: false, since, by: "x", until: 0 }),
+    JSON.stringify({ up: true, since, by: "x", until: since }),
+    JSON.stringify({ up: false, since, until: since }),
+    JSON.stringify({ up: false, since, by: "x", reason: "x".repeat(65_536) }),
+  ];
+  const oddities: Record<string, (path: string) => Promise<unknown>> = {
+    ...Object.fromEntries(texts.map((text) => [
+      text.slice(0, 70),
+      (path: string) => Deno.writeTextFile(path, text),
+    ])),
+    "a FIFO": (path) => new Deno.Command("mkfifo", { args: [path] }).output(),
+    "a link that never ends": (path) => Deno.symlink("/dev/zero", path),
+    "a link that leads nowhere": (path) => Deno.symlink("/tmp/nowhere", path),
+    "100 MB": async (path) => {
+      await Deno.writeTextFile(path, "");
+      await Deno.truncate(path, 1e8);
+    },
+    "a folder": (path) => Deno.mkdir(path),
+    "a folder with something in it": (path) =>
+      Deno.mkdir(`${path}/folder`, { recursive: true }),
+  };
+  const steps = Object.entries(oddities).map(([name, make]) => [
+    name,
+    async () => {
+      await using volume = await makeVolume();
+      await make(volume.stateFile);
+      await using app = await start(volume, { UP_INITIAL: "up" });
+      assertEquals(await brief(app.ask("/health")), [
+        ServiceUnavailable,
+        "app is down",
+      ]);
+      await app.logs(`${volume.stateFile}: `);
+      assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+      const drain = await app.ask("/down?for=1h");
+      assertEquals(await exists(volume.file), drain.status !== OK);
+      assertEquals(drain.status === OK, !name.startsWith("a folder"));
+      await app.ask("/up");
+      assertEquals(await brief(app.ask("/down")), [OK, "app is down"]);
+      assertMatch((await app.ask("/")).body, /by {5}GET \/down from 127/);
+      const lines = app.log.filter((line) =>
+        line.includes(`Z ${volume.stateFile}: `)
+      );
+      assertEquals(lines.length, 1, lines.join("\n"));
+      app.kill("SIGTERM");
+      assertEquals((await app.ended).code, 0);
+    },
+  ]);
+  await sideBySide(t, Object.fromEntries(steps));
+});
+
+Deno.test("what lies where a state is drafted hinders nobody either", async (t) => {
+  const oddities: Record<string, (path: string) => Promise<unknown>> = {
+    "half a draft": (path) => Deno.writeTextFile(path, "{"),
+    "a FIFO": (path) => new Deno.Command("mkfifo", { args: [path] }).output(),
+    "a link to something else": async (path) => {
+      await Deno.writeTextFile(`${path}.else`, "untouched");
+      await Deno.symlink(`${path}.else`, path);
+    },
+    "a folder with something in it": (path) =>
+      Deno.mkdir(`${path}/folder`, { recursive: true }),
+  };
+  for (const [name, make] of Object.entries(oddities)) {
+    await t.step(name, async () => {
+      await using volume = await makeVolume();
+      const draft = `${volume.stateFile}.new`;
+      await make(draft);
+      await using app = await start(volume);
+      assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+      assertEquals(await brief(app.ask("/down")), [OK, "app is down"]);
+      const { status } = await app.ask("/down?for=1h");
+      assertEquals(status === OK, !name.startsWith("a folder"));
+      if (status === OK) assert((await volume.state()).until);
+      if (await exists(`${draft}.else`)) {
+        assertEquals(await Deno.readTextFile(`${draft}.else`), "untouched");
       }
     });
   }
 });
 
 Deno.test({
-  name: "a volume too full for a state does not pass for new",
+  name: "a full disk takes no flip, and no drain goes without its end",
   ignore: !canMount,
-  fn: async () => {
-    await using volume = await makeVolume();
-    const wrapper = onFullDisk(volume, '"$@" up >&2 && "$@" down >&2');
-    await using app = await start(volume, { UP_INITIAL: "up" }, wrapper);
-    assertEquals(await brief(app.ask("/health")), [
-      ServiceUnavailable,
-      "app is down",
-    ]);
-  },
-});
-
-Deno.test("a crash in the middle of a flip is settled at the start", async (t) => {
-  const since = new Date().toISOString();
-  const pending = { since, by: "GET from a test", pending: true };
-  const until_ = new Date(Date.now() + 3_600_000).toISOString();
-  for (
-    const [what, state, wasUp, isUp] of [
-      ["down", { up: false, ...pending }, true, false],
-      ["down", { up: false, ...pending }, false, false],
-      ["a drain", { up: false, until: until_, ...pending }, true, false],
-      ["a drain over", { up: false, until: since, ...pending }, true, true],
-      ["up", { up: true, ...pending }, false, true],
-      ["up", { up: true, ...pending }, true, true],
-    ] as const
-  ) {
-    await t.step(`${what} from ${wasUp ? "up" : "down"}`, async () => {
-      await using volume = await makeVolume();
-      await Deno.writeTextFile(volume.stateFile, JSON.stringify(state));
-      if (wasUp) await volume.touch();
-      await using _app = await start(volume);
-      await until("settled", async () => {
-        const { pending, up } = await volume.state();
-        return !pending && up === isUp && await exists(volume.file) === isUp;
-      });
+  fn: async (t) => {
+    const shell = (app: { pid: number }, volume: Volume, ...args: string[]) => {
+      const inside = ["nsenter", `--target=${app.pid}`, "--mount", "--"];
+      return run(args, { UP_FILE: volume.file }, inside);
+    };
+    const isUp = async (app: { port: number }) =>
+      (await ask(app.port, "/health")).status === OK;
+    await sideBySide(t, {
+      "room for one state": async () => {
+        await using volume = await makeVolume();
+        await using app = await start(volume, {}, onFullDisk(volume, 1));
+        assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+        const { stdout } = await shell(app, volume, "down", "--for", "1s");
+        // Two states have no room, and the one that is there stays.
+        assertEquals(stdout, "");
+        assertEquals(await isUp(app), true);
+      },
+      "room for one state, and none there": async () => {
+        await using volume = await makeVolume();
+        await using app = await start(volume, {}, onFullDisk(volume, 1));
+        const { stdout } = await shell(app, volume, "down", "--for", "1s");
+        assertEquals(stdout, "app is down for 1s\n");
+        assertMatch((await app.ask("/")).body, /until {2}/);
+        await until("it ends", () => isUp(app));
+        await app.logs("its drain is over");
+      },
+      "no room": async () => {
+        await using volume = await makeVolume();
+        await using app = await start(volume, {}, onFullDisk(volume));
+        assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+        const drain = await app.ask("/down?for=1h");
+        assertEquals(drain.status, ServiceUnavailable);
+        assertMatch(drain.body, /^No space left on device .*\/up\.txt/);
+        assertEquals(await isUp(app), true);
+        assertEquals(await brief(app.ask("/down")), [OK, "app is down"]);
+        assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+        assertMatch((await app.ask("/")).body, /by {5}GET \/up from/);
+        const line = "since when, by whom and why is not kept";
+        assertEquals(app.log.filter((l) => l.includes(line)).length, 1);
+      },
+      "a drain that another process cancels": async () => {
+        await using volume = await makeVolume();
+        await using app = await start(volume, {}, onFullDisk(volume, 1));
+        await app.ask("/down?for=2s");
+        const { stdout } = await shell(app, volume, "down");
+        assertEquals(stdout, "app is already down\n");
+        await after(3_000);
+        assertEquals(await isUp(app), false);
+      },
+      "not a new volume": async () => {
+        await using volume = await makeVolume();
+        const before = '"$@" up >&2 && "$@" down >&2';
+        const wrapper = onFullDisk(volume, 0, before);
+        await using app = await start(volume, { UP_INITIAL: "up" }, wrapper);
+        assertEquals(await isUp(app), false);
+      },
     });
-  }
+  },
 });
 
 Deno.test("whoever reads the state file never meets half of it", async () => {
@@ -1054,7 +1327,7 @@ Deno.test("whoever reads the state file never meets half of it", async () => {
   await app.ask("/up");
   let isFlipping = true;
   const flips = (async () => {
-    for (let i = 0; i < 1000; i++) {
+    for (let i = 0; i < 500; i++) {
       await app.ask(i % 2 ? "/up" : "/down?for=1h");
     }
     isFlipping = false;
@@ -1070,25 +1343,176 @@ Deno.test("whoever reads the state file never meets half of it", async () => {
   await flips;
 });
 
-Deno.test("killed at any point, it never leaves half a state", async () => {
-  await using volume = await makeVolume();
-  for (let round = 0; round < 15; round++) {
-    {
-      await using app = await start(volume);
-      const asks = Array.from(
-        { length: 50 },
-        (_, i) => app.ask(i % 2 ? "/up" : "/down?for=1h").catch(() => {}),
+Deno.test({
+  name: "killed before any write, it has flipped or it has not, and never will",
+  ignore: BINARY !== undefined,
+  fn: async (t) => {
+    await using scratch = await makeVolume();
+    const killBefore = async (write: number) => {
+      const path = `${scratch.folder}/kill-before-${write}.ts`;
+      await Deno.writeTextFile(
+        path,
+        `let left = ${write};
+        for (const name of ["writeFile", "writeTextFile", "rename", "remove"]) {
+          const real = Deno[name];
+          Deno[name] = (...args) => {
+            if (left-- === 0) Deno.kill(Deno.pid, "SIGKILL");
+            return real(...args);
+          };
+        }`,
       );
-      await after(round);
-      app.kill("SIGKILL");
-      await Promise.all(asks);
+      return path;
+    };
+    const preloads = await Promise.all([0, 1, 2, 3, 4, 5].map(killBefore));
+    const froms: Record<string, (volume: Volume) => Promise<unknown>> = {
+      new: () => Promise.resolve(),
+      up: (volume) => Promise.all([volume.keep({ up: true }), volume.touch()]),
+      down: (volume) => volume.keep({ up: false }),
+      drained: (volume) => volume.keep({ up: false, until: inMs(3_600_000) }),
+    };
+    const steps: Record<string, () => Promise<void>> = {};
+    for (const [from, prepare] of Object.entries(froms)) {
+      for (const command of ["up", "down", "down --for 2h"]) {
+        steps[`${from}, ${command}`] = async () => {
+          let kills = 0;
+          for (const preload of preloads) {
+            await using volume = await makeVolume();
+            await prepare(volume);
+            const before = await exists(volume.file);
+            const args = command.split(" ");
+            const env = { UP_FILE: volume.file };
+            const { code } = await run(args, env, [], preload);
+            if (code === 0) break;
+            kills++;
+            assertEquals(code, 128 + 9);
+            const isUp = await exists(volume.file);
+            assert([before, command === "up"].includes(isUp));
+            await using app = await start(volume);
+            assertEquals(await exists(volume.file), isUp, "it flipped later");
+            if (await exists(volume.stateFile)) {
+              const { up, until } = await volume.state();
+              assertEquals(up, isUp);
+              if (before && !isUp && command.includes("--for")) assert(until);
+            }
+            const known = ["up.txt", "up.txt.state", "up.txt.state.new"];
+            assertEquals(volume.names().filter((n) => !known.includes(n)), []);
+            app.kill("SIGTERM");
+            await app.ended;
+          }
+          const isNothingToDo = command === from;
+          assertEquals(kills > 0, !isNothingToDo);
+        };
+      }
     }
-    const state = await exists(volume.stateFile) ? await volume.state() : {};
-    await using app = await start(volume);
-    const isUp = await exists(volume.file);
-    assertEquals(isUp, state.up ?? false, JSON.stringify(state));
-    assert(!app.log.join().includes("damaged"));
+    await sideBySide(t, steps);
+  },
+});
+
+// ---------------------------------------------------------------------------
+// Other processes
+
+Deno.test("while somebody holds the lock, nothing flips and all else answers", async () => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  const env = { UP_FILE: volume.file };
+  {
+    using _lock = await volume.lock();
+    const asked = Date.now();
+    const toggles = Array.from({ length: 20 }, () => app.ask("/up"));
+    const shell = run(["up"], env);
+    await after(1_000);
+    const late = [app.ask("/up"), app.ask("/down?for=1h")];
+    for (const path of ["/health", "/", "/metrics"]) await app.ask(path);
+    assertEquals(await brief(app.ask("/livez")), [OK, "ok"]);
+    assert(Date.now() - asked < 1_900, "something waited for the lock");
+    for (const toggle of await Promise.all([...toggles, ...late])) {
+      assertEquals(toggle.status, ServiceUnavailable);
+      assertStringIncludes(toggle.body, `keeps ${volume.folder} locked`);
+    }
+    // The late ones waited two seconds, too, but not behind the others.
+    assert(Date.now() - asked < 4_000, "attempts pile up");
+    const { code, stdout, stderr } = await shell;
+    assertEquals([code, stdout], [1, ""]);
+    assertStringIncludes(stderr, `keeps ${volume.folder} locked`);
+    assertEquals(await exists(volume.file), false);
   }
+  assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+  assertEquals((await run(["down"], env)).stdout, "app is down\n");
+});
+
+Deno.test({
+  name: "a file system that knows no locks is a line in the log",
+  ignore: !hasStrace,
+  fn: async () => {
+    await using volume = await makeVolume();
+    const wrapper = ["strace", "-Dfqq", "-o/dev/null", "-etrace=flock"];
+    const inject = ["-e", "inject=flock:error=ENOLCK", "--"];
+    await using app = await start(volume, {}, [...wrapper, ...inject]);
+    assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+    assertEquals(await brief(app.ask("/down")), [OK, "app is down"]);
+    const line = `no locks on ${volume.folder}: No locks available`;
+    await app.logs(line);
+    assertEquals(app.log.filter((l) => l.includes(line)).length, 1);
+  },
+});
+
+Deno.test("whoever flips last, from wherever, is who it was", async () => {
+  await using volume = await makeVolume();
+  await using one = await start(volume);
+  await using other = await start(volume);
+  const env = { UP_FILE: volume.file };
+  const asks = ["/up", "/down", "/down?for=1h", "/up?reason=x"];
+  const shells = [["up"], ["down"], ["down", "--for", "1h"]].map(
+    async (args) => {
+      for (let i = 0; i < 5; i++) assertEquals((await run(args, env)).code, 0);
+    },
+  );
+  const clients = [one, other].map(async (app) => {
+    for (let i = 0; i < 200; i++) await app.ask(asks[i % asks.length]);
+  });
+  await Promise.all([...shells, ...clients]);
+  assertEquals((await volume.state()).up, await exists(volume.file));
+
+  for (const last of ["/down?for=1h&reason=last", "/up?reason=last"]) {
+    for (const app of [one, other, one]) {
+      await Promise.all(asks.map((path) => other.ask(path)));
+      assertEquals((await app.ask(last)).status, OK);
+      const { up, reason } = await volume.state();
+      assertEquals([up, reason], [last.startsWith("/up"), "last"]);
+      assertEquals(await exists(volume.file), up);
+    }
+  }
+  const log = [...one.log, ...other.log].join("\n");
+  assert(!log.includes(BY_HAND), log);
+});
+
+Deno.test("an rm is not put down to who asks for /down next", async () => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  await app.ask("/up");
+  await volume.rm();
+  assertEquals((await app.ask("/down")).status, ServiceUnavailable);
+  assertEquals((await volume.state()).by, BY_HAND);
+  assertStringIncludes((await app.ask("/")).body, `\nby     ${BY_HAND}\n`);
+  await app.logs(`app is down: ${BY_HAND}`);
+  assert(!app.log.join().includes("/down from"));
+});
+
+Deno.test("an /up amid touches and rms is never an error", async () => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  let isBusy = true;
+  const others = Array.from({ length: 2 }, async () => {
+    while (isBusy) {
+      await volume.touch();
+      await volume.rm().catch(() => {});
+    }
+  });
+  for (let i = 0; i < 400; i++) {
+    assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+  }
+  isBusy = false;
+  await Promise.all(others);
 });
 
 // ---------------------------------------------------------------------------
@@ -1146,43 +1570,162 @@ Deno.test("another site's page may not flip the switch", async (t) => {
   await using volume = await makeVolume();
   await using app = await start(volume);
   const here = `127.0.0.1:${app.port}`;
+  const chromium = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/156.0";
+  const powershell =
+    "User-Agent: Mozilla/5.0 (Windows NT 10.0; en-US) WindowsPowerShell/5.1";
   for (
     const [headers, status] of [
-      ["", OK],
-      ["Sec-Fetch-Site: none", OK],
-      ["Sec-Fetch-Site: same-origin", OK],
-      ["Sec-Fetch-Site: same-site", Forbidden],
-      ["Sec-Fetch-Site: cross-site", Forbidden],
-      [`Origin: http://${here}`, OK],
-      ["Origin: http://127.0.0.1", Forbidden],
-      ["Origin: http://evil.example", Forbidden],
-      [`Origin: http://${here}.evil.example`, Forbidden],
-      ["Origin: null", Forbidden],
-      ["Origin: ", Forbidden],
-      [`Origin: http://${here}\r\nSec-Fetch-Site: cross-site`, Forbidden],
+      [[], OK],
+      [["User-Agent: curl/8.5.0"], OK],
+      [["User-Agent: Go-http-client/1.1"], OK],
+      [["User-Agent: not Mozilla/5.0"], OK],
+      [[powershell], OK],
+      [["User-Agent: Mozilla/5.0 (Macintosh) PowerShell/7.5.0"], OK],
+      [[chromium], Forbidden],
+      [["user-agent: Mozilla/"], Forbidden],
+      [[chromium, "Sec-Fetch-Site: none"], OK],
+      [[chromium, "Sec-Fetch-Site: same-origin"], OK],
+      [[chromium, "Sec-Fetch-Site: same-site"], Forbidden],
+      [[chromium, "Sec-Fetch-Site: cross-site"], Forbidden],
+      [[chromium, "Sec-Fetch-Site: "], Forbidden],
+      [[chromium, "Sec-Fetch-Site: None"], Forbidden],
+      [[chromium, "Sec-Fetch-Site: nonesuch"], Forbidden],
+      [[chromium, "Sec-Fetch-Site: none, none"], Forbidden],
+      [[chromium, "Sec-Fetch-Mode: navigate"], Forbidden],
+      [
+        [chromium, "Sec-Fetch-Site: none", "Sec-Purpose: prefetch"],
+        Forbidden,
+      ],
+      [["Sec-Fetch-Site: none"], OK],
+      [["Sec-Fetch-Site: cross-site"], Forbidden],
+      [["Sec-Fetch-Dest: image"], Forbidden],
+      [[powershell, "Sec-Fetch-Site: cross-site"], Forbidden],
+      [[`Origin: http://${here}`], OK],
+      [[`Origin: http://${here}`, chromium], Forbidden],
+      [["Origin: http://127.0.0.1"], Forbidden],
+      [["Origin: http://evil.example"], Forbidden],
+      [[`Origin: http://${here}.evil.example`], Forbidden],
+      [["Origin: null"], Forbidden],
+      [["Origin: "], Forbidden],
     ] as const
   ) {
-    await t.step(JSON.stringify(headers), async () => {
-      const lines = [`Host: ${here}`, headers, "Connection: close"];
-      const head = lines.filter(Boolean).join("\r\n");
+    await t.step(headers.join(", "), async () => {
+      const lines = [`Host: ${here}`, ...headers, "Connection: close"];
+      const head = `HTTP/1.1\r\n${lines.join("\r\n")}\r\n\r\n`;
       for (const path of ["/up", "/down"]) {
-        if (status === OK && path === "/down") await volume.touch();
+        if (path === "/down") await volume.touch();
         const wasThere = await exists(volume.file);
-        const answer = await raw(
-          app.port,
-          `GET ${path} HTTP/1.1\r\n${head}\r\n\r\n`,
-        );
+        const answer = await raw(app.port, `GET ${path} ${head}`);
         assertStringIncludes(answer, `HTTP/1.1 ${status} `);
         const isThere = await exists(volume.file);
         assertEquals(isThere, status === OK ? path === "/up" : wasThere);
+        if (isThere) await volume.rm();
       }
-      const health = await raw(
-        app.port,
-        `GET /livez HTTP/1.1\r\n${head}\r\n\r\n`,
-      );
-      assertStringIncludes(health, "HTTP/1.1 200 ");
+      const answer = await raw(app.port, `GET /livez ${head}`);
+      assertStringIncludes(answer, "HTTP/1.1 200 ");
     });
   }
+});
+
+Deno.test({
+  name: "UP_FROM=pod lets the pod toggle, and whoever asks from its loopback",
+  ignore: !hasCurl || !hasIPv6,
+  fn: async (t) => {
+    await using volume = await makeVolume();
+    await using app = await start(volume, { UP_FROM: "pod", UP_TOKEN: "t" });
+    const answer = async (from: string, to: string, ...options: string[]) => {
+      const { stdout } = await new Deno.Command("curl", {
+        args: [
+          ...["--silent", "--max-time", "5", "--noproxy", "*"],
+          ...["--interface", from, "--write-out", " %{http_code}", ...options],
+          to,
+        ],
+      }).output();
+      return new TextDecoder().decode(stdout);
+    };
+    const token = ["--header", "Authorization: Bearer t"];
+    for (
+      const [from, host, options, status] of [
+        ["127.0.0.1", "127.0.0.1", token, OK],
+        ["::1", "[::1]", token, OK],
+        ["127.0.0.1", "127.0.0.6", token, OK],
+        ["127.0.0.6", "127.0.0.1", token, Forbidden], // Istio's inbound address
+        ["127.0.0.10", "127.0.0.1", token, Forbidden],
+        ["127.0.0.1", "127.0.0.1", [], Unauthorized],
+      ] as const
+    ) {
+      await t.step(`from ${from} to ${host}: ${status}`, async () => {
+        const url = `http://${host}:${app.port}`;
+        for (const [path, isUp] of [["/up", true], ["/down", false]] as const) {
+          if (!isUp) await volume.touch();
+          const said = await answer(from, url + path, ...options);
+          assert(said.endsWith(` ${status}`), said);
+          if (status === Forbidden) assertStringIncludes(said, "port-forward");
+          assertEquals(await exists(volume.file), (status === OK) === isUp);
+          if (await exists(volume.file)) await volume.rm();
+        }
+        for (const path of ["/health", "/livez", "/metrics", "/"]) {
+          const said = await answer(from, url + path);
+          assert(said.endsWith(path === "/health" ? " 503" : " 200"), said);
+        }
+      });
+    }
+  },
+});
+
+Deno.test("a Host that is none is a 400, and no way around a path", async (t) => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  for (
+    const [host, status] of [
+      ["localhost", ServiceUnavailable],
+      ["LocalHost:9999", ServiceUnavailable],
+      ["my_app.default.svc:80", ServiceUnavailable],
+      ["10.0.0.7:0", ServiceUnavailable],
+      ["[::1]:65535", ServiceUnavailable],
+      ["[fe80::1]", ServiceUnavailable],
+      ["", BadRequest],
+      ["a/up?x=", BadRequest],
+      ["a/up#", BadRequest],
+      ["a\\up", BadRequest],
+      ["u@a", BadRequest],
+      ["a:65536", BadRequest],
+      ["a:", BadRequest],
+      ["a:b", BadRequest],
+      ["::1", BadRequest],
+      ["a b", BadRequest],
+      ["\u00e4", BadRequest],
+      ["a\x1b[2J", BadRequest],
+      ["a\r\nHost: b/up?", BadRequest],
+      ["b/up?\r\nHost: a", BadRequest],
+    ] as const
+  ) {
+    await t.step(JSON.stringify(host), async () => {
+      const request = `GET /health HTTP/1.1\r\nHost: ${host}\r\n` +
+        "Connection: close\r\n\r\n";
+      assertStringIncludes(await raw(app.port, request), `HTTP/1.1 ${status} `);
+      assertEquals(await exists(volume.file), false);
+    });
+  }
+  await t.step("no Host at all, as HTTP/1.0 has it", async () => {
+    const answer = await raw(app.port, "GET /health HTTP/1.0\r\n\r\n");
+    assertMatch(answer, /^HTTP\/1\.0 503 [^]*app is down$/);
+  });
+  await t.step("another way to say where", async () => {
+    for (const target of ["http://a/up", "//up", "/./up", "*", "/%75p"]) {
+      const request = `GET ${target} HTTP/1.1\r\nHost: a\r\n` +
+        "Connection: close\r\n\r\n";
+      const answer = await raw(app.port, request);
+      const isUp = target === "http://a/up"; // what RFC 9112, 3.2.2 asks for
+      assertEquals(answer.startsWith("HTTP/1.1 200 "), isUp, answer);
+      assertEquals(await exists(volume.file), isUp);
+      if (isUp) await volume.rm();
+    }
+  });
+  assertEquals(
+    app.log.filter((line) => !/appup|\/up from|other/.test(line)),
+    [],
+  );
 });
 
 // ---------------------------------------------------------------------------
@@ -1225,12 +1768,14 @@ Deno.test("/metrics tells the state, what happened, and what it costs", async ()
   assert(Math.abs(began - first.get("process_start_time_seconds")!) < 10);
   assert(first.get("process_resident_memory_bytes")! > 1e6);
   assertEquals(first.has("appup_drain_ends_timestamp_seconds"), false);
+  assertEquals(first.get("appup_last_health_request_timestamp_seconds"), 0);
 
   await app.ask("/up");
   await app.ask("/up");
   await app.ask("/down");
   await volume.touch();
   await app.ask("/health");
+  const asked = Date.now() / 1000;
   await app.ask("/down?for=1h");
   await app.ask("/down?for=x");
   await app.ask("/down", { method: "PUT" });
@@ -1243,6 +1788,8 @@ Deno.test("/metrics tells the state, what happened, and what it costs", async ()
     second.get("appup_drain_ends_timestamp_seconds"),
     Date.parse((await volume.state()).until) / 1000,
   );
+  const last = second.get("appup_last_health_request_timestamp_seconds")!;
+  assert(Math.abs(asked - last) < 1);
   const requests = Object.fromEntries(
     [...second].filter(([name]) => name.startsWith("appup_requests_total")),
   );
@@ -1267,12 +1814,62 @@ Deno.test("/ tells the state and the endpoints, however it came about", async ()
   await app.ask("/up?reason=deployed");
   assertMatch((await app.ask("/")).body, /^app is up\n[^]*deployed/);
   await volume.rm();
-  const { body } = await app.ask("/");
-  assertMatch(body, /^app is down\n[^]*something other than appup/);
+  const { body } = await app.ask("/"); // who did it, it knows within a second
+  assertMatch(body, /^app is down\n/);
   assert(!body.includes("deployed"));
   for (const path of ["/up", "/down", "/health", "/livez", "/metrics"]) {
     assertMatch(body, new RegExp(`^${path} `, "m"));
   }
+  await until("it knows who did it", async () => {
+    const { body } = await app.ask("/");
+    return body.includes(`\nby     ${BY_HAND}\n`) && !body.includes("deployed");
+  }, 2_000);
+});
+
+Deno.test("/ tells who asked /health last, if anybody did", async (t) => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  const asked = async () =>
+    (await app.ask("/")).body.split("\n").find((l) => l.startsWith("asked  "));
+  await t.step("nobody", async () => {
+    for (const path of ["/up", "/down", "/livez", "/"]) await app.ask(path);
+    assertMatch(await asked() ?? "", /^asked {2}by nobody since the start/);
+  });
+  const name = (name?: string) =>
+    raw(
+      app.port,
+      "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" +
+        `${name === undefined ? "" : `User-Agent: ${name}\r\n`}\r\n`,
+    );
+  for (
+    const [agent, says, isUp] of [
+      [
+        "kube-probe/1.34",
+        /^asked {2}0\.\d s ago by kube-probe\/1\.34: 503$/,
+        false,
+      ],
+      [
+        "kube-probe/1.34",
+        /^asked {2}0\.\d s ago by kube-probe\/1\.34: 200$/,
+        true,
+      ],
+      [undefined, /^asked {2}0\.\d s ago by no name: 200$/, true],
+      ["x".repeat(9_000), /^asked {2}0\.\d s ago by x{60}: 200$/, true],
+      ["\u00e4\u009b2J\tb", /^asked {2}0\.\d s ago by [?]+2J[?]b: 200$/, true],
+    ] as const
+  ) {
+    await t.step(`${agent}`.slice(0, 20), async () => {
+      await app.ask(isUp ? "/up" : "/down");
+      await name(agent);
+      assertMatch(await asked() ?? "", says);
+    });
+  }
+  await t.step("told that it can't look", async () => {
+    await Deno.rename(volume.folder, `${volume.folder}-away`);
+    await name("kube-probe/1.34");
+    await Deno.rename(`${volume.folder}-away`, volume.folder);
+    assertMatch(await asked() ?? "", /: 503$/);
+  });
 });
 
 // ---------------------------------------------------------------------------
@@ -1287,9 +1884,7 @@ Deno.test("the command line works on the file, with no server", async (t) => {
       ["down", 0, "app is already down", false],
       ["up", 0, "app is up", true],
       ["up --reason=again", 0, "app is up", true],
-      ["health", 0, "app is up", true],
       ["down --for 10m --reason deploy", 0, "app is down for 10m", false],
-      ["health", 1, "app is down", false],
       ["down --reason=x --for=90", 0, "app is down for 90s", false],
       ["up", 0, "app is up", true],
       ["down", 0, "app is down", false],
@@ -1302,6 +1897,23 @@ Deno.test("the command line works on the file, with no server", async (t) => {
       assertEquals(await exists(volume.file), isThere);
     });
   }
+  await t.step("appup health tells the state as / does", async () => {
+    await run(["down", "--for", "10m", "--reason", "deploy"], env);
+    const { since, until } = await volume.state();
+    const state =
+      `since  ${since}\nby     appup down\nwhy    deploy\nuntil  ${until}\n`;
+    assertEquals(await run(["health"], env), {
+      code: 1,
+      stdout: `app is down\n${state}`,
+      stderr: "",
+    });
+    await run(["up"], env);
+    const { code, stdout } = await run(["health"], env);
+    assertEquals(code, 0);
+    assertMatch(stdout, /^app is up\nsince {2}\S+\nby {5}appup up\n$/);
+    await volume.rm();
+    assertEquals((await run(["health"], env)).stdout, "app is down\n");
+  });
   await t.step("appup --help", async () => {
     const { code, stdout } = await run(["--help"], env);
     assertEquals(code, 0);
@@ -1318,6 +1930,9 @@ Deno.test("the command line works on the file, with no server", async (t) => {
       ["down", "--for", "25h"],
       ["down", "10m"],
       ["down", "--froo", "10m"],
+      ["down", "--for", "1h", "--for=1h"],
+      ["up", "--reason=a", "--reason=b"],
+      ["up", "--reason", "\u202egnp.exe"],
       ["down", "--reason", "x".repeat(201)],
       ["health", "--reason", "x"],
     ]
@@ -1345,10 +1960,33 @@ Deno.test("a running server honours what the command line wrote", async () => {
   const env = { UP_FILE: volume.file };
   await run(["up"], env);
   assertEquals(await brief(app.ask("/health")), [OK, "app is up"]);
-  await run(["down", "--for", "2s", "--reason", "by hand"], env);
+  await run(["down", "--for", "1s", "--reason", "by hand"], env);
   assertEquals((await app.ask("/health")).status, ServiceUnavailable);
   assertMatch((await app.ask("/")).body, /by hand/);
   await app.logs(': appup down, because "by hand"');
   await until("its drain is over", () => exists(volume.file));
   assert(!app.log.join().includes("something other than appup"));
+});
+
+// ---------------------------------------------------------------------------
+// What is shipped
+
+Deno.test("everything names the version that deno.json has", async () => {
+  const root = import.meta.dirname;
+  const files = ["README.md", "Dockerfile"].map((name) => `${root}/${name}`);
+  const folders = [`${root}/examples`];
+  for (const folder of folders) {
+    for (const { name, isDirectory } of Deno.readDirSync(folder)) {
+      (isDirectory ? folders : files).push(`${folder}/${name}`);
+    }
+  }
+  let images = 0;
+  for (const file of files) {
+    const text = await Deno.readTextFile(file);
+    for (const [image, version] of text.matchAll(/appup:(\d[\w.-]*)/g)) {
+      assertEquals(version, manifest.version, `${file}: ${image}`);
+      images++;
+    }
+  }
+  assert(images >= 5, `${images} images`);
 });
