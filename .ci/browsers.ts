@@ -24,7 +24,7 @@ function missing(): string | undefined {
     if (!success) return `there is no ${tool}`;
   }
   const { success } = unshare("ip", "link", "set", "lo", "up").outputSync();
-  if (!success) return "this wants root, and may not make a network";
+  if (!success) return "only root can make a network of its own";
 }
 
 /** Network and processes of its own: nothing else is reached, nothing stays. */
@@ -211,6 +211,8 @@ function servePage({ url }: Request): Response {
 const page = (origin: string, html: string) =>
   `${origin}/?html=${encodeURIComponent(html)}`;
 
+const REFUSED = "403, stays up";
+
 const onStranger = { hostname: STRANGER, port: 0, onListen() {} };
 
 /**
@@ -294,8 +296,6 @@ async function checkAll(): Promise<boolean> {
   await check("typed into the bar", typed, "200, flipped");
   return allPass;
 }
-
-const REFUSED = "403, stays up";
 
 // ------------------------------------------------------------------- The start
 
