@@ -685,9 +685,11 @@ function mayBeAnotherSites(headers: Headers): boolean {
   const agent = headers.get("user-agent") ?? ""; // PowerShell says Mozilla, too
   const isBrowser = /^Mozilla\/(?!.*PowerShell\/)/.test(agent) ||
     [...headers.keys()].some((name) => name.startsWith("sec-fetch-"));
+  // Nobody's page fetches what a certificate names, but who wrote it chose that.
+  const mode = headers.get("sec-fetch-mode") ?? "navigate";
   const site = headers.get("sec-fetch-site");
-  const isMeant = (site === "none" || site === "same-origin") &&
-    !headers.has("sec-purpose");
+  const isMeant = !headers.has("sec-purpose") &&
+    (site === "same-origin" || site === "none" && mode === "navigate");
   return isBrowser && !isMeant;
 }
 

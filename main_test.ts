@@ -138,7 +138,8 @@ async function start(
     }
     started.reject(new Error(`it did not start: ${log} ${await errors}`));
   })();
-  const port = await started.promise;
+  const limit = setTimeout(() => child.kill("SIGKILL"), 10_000);
+  const port = await started.promise.finally(() => clearTimeout(limit));
   const ended = child.status.then(async (status) => {
     await logged;
     return { ...status, errors: await errors };
@@ -1596,6 +1597,12 @@ Deno.test("another site's page may not flip the switch", async (t) => {
         [chromium, "Sec-Fetch-Site: none", "Sec-Purpose: prefetch"],
         Forbidden,
       ],
+      // So a certificate's issuer is fetched, from the address that it names.
+      [
+        [chromium, "Sec-Fetch-Site: none", "Sec-Fetch-Mode: no-cors"],
+        Forbidden,
+      ],
+      [[chromium, "Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate"], OK],
       [["Sec-Fetch-Site: none"], OK],
       [["Sec-Fetch-Site: cross-site"], Forbidden],
       [["Sec-Fetch-Dest: image"], Forbidden],
