@@ -550,19 +550,17 @@ interface Service {
   fromPodOnly: boolean;
   /** SHA-256 of the token that the toggles ask for, if they do. */
   tokenDigest?: Uint8Array;
-  /** How many requests to known paths there were, by their metric. */
+  /** How many requests to known paths there were, by their labels. */
   requests: Map<string, number>;
   /** Who asked /health last, when (ms since 1970), and what they were told. */
   asked?: { by: string; at: number; status: number };
 }
 
 type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
-type Answer = Response | Promise<Response>;
-type Route = [
-  methods: string[],
-  answer: (request: Request, service: Service, info: Info) => Answer,
-  does: string,
-];
+type Answer = (request: Request, service: Service, info: Info) =>
+  | Response
+  | Promise<Response>;
+type Route = [methods: string[], answer: Answer, does: string];
 
 const READ = ["GET", "HEAD"];
 const TOGGLE = ["GET", "POST"]; // no HEAD: it is safe by RFC 9110, 9.2.1
@@ -602,12 +600,12 @@ function makeHandler(service: Service): Deno.ServeHandler<Deno.NetAddr> {
       service.journal.trouble(error);
       response = respond(503, messageOf(error));
     }
-    const sample =
-      `appup_requests_total{path="${path}",code="${response.status}"}`;
-    service.requests.set(sample, (service.requests.get(sample) ?? 0) + 1);
+    const { status } = response;
+    const labels = `{path="${path}",code="${status}"}`;
+    service.requests.set(labels, (service.requests.get(labels) ?? 0) + 1);
     if (path === "/health") {
       const by = headers.get("user-agent") ?? "";
-      service.asked = { by, at: Date.now(), status: response.status };
+      service.asked = { by, at: Date.now(), status };
     }
     return response;
   };
@@ -705,15 +703,10 @@ async function bears(digest: Uint8Array, headers: Headers): Promise<boolean> {
   return given.reduce((sum, byte, i) => sum | (byte ^ digest[i]), 0) === 0;
 }
 
-async function page(
-  _request: Request,
-  { appup, asked }: Service,
-): Promise<Response> {
-  const found = await appup.look();
-  return respond(
-    200,
-    `${report(found)}\n${whoAsked(asked, Date.now())}\n\n${ENDPOINTS}`,
-  );
+async function page(_request: Request, service: Service): Promise<Response> {
+  const state = report(await service.appup.look());
+  const asked = whoAsked(service.asked, Date.now());
+  return respond(200, `${state}\n${asked}\n\n${ENDPOINTS}`);
 }
 
 function whoAsked(asked: Service["asked"], at: number): string {
@@ -732,7 +725,12 @@ async function metrics(_request: Request, service: Service) {
 
 /** The metrics in Prometheus' text format, version 0.0.4. */
 function renderMetrics(found: Found, { appup, requests, asked }: Service) {
-  const { until } = found.state ?? {};
+  const requestCounts = [...requests]
+    .map(([labels, count]) => `appup_requests_total${labels} ${count}\n`);
+  const drainEnds = found.state?.until &&
+    `appup_drain_ends_timestamp_seconds ${
+      Date.parse(found.state.until) / 1000
+    }\n`;
   return `# HELP appup_up Whether the app is up.
 # TYPE appup_up gauge
 appup_up ${+found.up}
@@ -742,17 +740,13 @@ appup_transitions_total{to="up"} ${appup.transitions.up}
 appup_transitions_total{to="down"} ${appup.transitions.down}
 # HELP appup_requests_total Requests to known paths.
 # TYPE appup_requests_total counter
-${[...requests].map((sample) => `${sample.join(" ")}\n`).join("")}\
+${requestCounts.join("")}\
 # HELP appup_last_health_request_timestamp_seconds When /health was asked last.
 # TYPE appup_last_health_request_timestamp_seconds gauge
 appup_last_health_request_timestamp_seconds ${(asked?.at ?? 0) / 1000}
 # HELP appup_drain_ends_timestamp_seconds When a drain ends.
 # TYPE appup_drain_ends_timestamp_seconds gauge
-${
-    until
-      ? `appup_drain_ends_timestamp_seconds ${Date.parse(until) / 1000}\n`
-      : ""
-  }\
+${drainEnds ?? ""}\
 # HELP appup_build_info The version, as a label.
 # TYPE appup_build_info gauge
 appup_build_info{version="${VERSION}"} 1
@@ -841,10 +835,10 @@ class Listener {
     private journal: Journal,
   ) {
     try {
-      this.server = this.listenOnAny(port);
-    } catch (cause) {
-      const why = messageOf(cause);
-      throw new Error(`cannot listen on port ${port}: ${why}`, { cause });
+      this.server = this.listen("::", port); // answers IPv4, too
+    } catch (error) {
+      if ((error as Error).cause instanceof Deno.errors.AddrInUse) throw error;
+      this.server = this.listen("0.0.0.0", port); // there is no IPv6
     }
     this.checkLater();
   }
@@ -855,26 +849,23 @@ class Listener {
 
   async stop(): Promise<void> {
     clearTimeout(this.check);
-    await Promise.race([this.server.shutdown(), after(SHUTDOWN_WITHIN)]);
-  }
-
-  private listenOnAny(port: number) {
-    try {
-      return this.listen("::", port); // answers IPv4, too
-    } catch (error) {
-      if (error instanceof Deno.errors.AddrInUse) throw error;
-      return this.listen("0.0.0.0", port); // there is no IPv6
-    }
+    const stopped = this.server.shutdown().catch(() => {}); // it had stopped
+    await Promise.race([stopped, after(SHUTDOWN_WITHIN)]);
   }
 
   private listen(hostname: string, port: number) {
     const connections = new AbortController();
     const { signal } = connections;
     const options = { hostname, port, signal, onListen() {} };
-    const server = Deno.serve(options, this.handler);
-    server.finished.catch(() => this.listenAgain());
-    this.connections = connections;
-    return server;
+    try {
+      const server = Deno.serve(options, this.handler);
+      server.finished.catch(() => this.listenAgain());
+      this.connections = connections;
+      return server;
+    } catch (cause) {
+      const why = messageOf(cause);
+      throw new Error(`cannot listen on port ${port}: ${why}`, { cause });
+    }
   }
 
   private listenAgain(): void {
@@ -968,18 +959,15 @@ appup ${VERSION}: a switch in front of a pod's readiness
   UP_TOKEN                   what /up and /down ask for as a bearer token`;
 
 /** @throws {UsageError} for what is not `--for` or `--reason` with a value. */
-function parseArgs(args: string[]): URLSearchParams {
-  const given = new URLSearchParams();
-  for (let rest = args; rest.length > 0;) {
-    const [option, ...values] = rest;
-    const [, name, value = values.shift()] =
-      /^--(for|reason)(?:=(.*))?$/s.exec(option) ?? [];
-    if (!name || value === undefined) {
-      throw new UsageError(`what is ${option}? See appup --help`);
-    }
-    given.append(name, value);
-    rest = values;
+function parseArgs([option, ...rest]: string[]): URLSearchParams {
+  if (option === undefined) return new URLSearchParams();
+  const [, name, value = rest.shift()] =
+    /^--(for|reason)(?:=(.*))?$/s.exec(option) ?? [];
+  if (!name || value === undefined) {
+    throw new UsageError(`what is ${option}? See appup --help`);
   }
+  const given = parseArgs(rest);
+  given.append(name, value);
   return given;
 }
 
@@ -997,12 +985,9 @@ async function main([command, ...rest]: string[]): Promise<number> {
       case "up":
       case "down": {
         const up = command === "up";
+        const by = `appup ${command}`;
         const options = parseFlipOptions(up, parseArgs(rest));
-        const changed = await openSwitch().flip(
-          up,
-          `appup ${command}`,
-          options,
-        );
+        const changed = await openSwitch().flip(up, by, options);
         say(outcome(up, changed, options));
         return EXIT.OK;
       }
