@@ -7,13 +7,16 @@
  *   restricted           nothing, if all containers have what the restricted Pod
  *                        Security Standard asks for; otherwise what they lack,
  *                        and exit code 1
- *   sidecar              the appup container as far as all examples agree on it
+ *   ports                nothing, if a policy's ports are numbers or names of ports;
+ *                        otherwise those that the API refuses, and exit code 1
+ *   sidecar KIND         the appup container as far as all examples agree on it
  *   get KIND PATH        a value, a list line by line; where items have a name,
  *                        it stands for them in the path and in the output
  *   pod KIND NAME [FROM=TO]...
  *                        a Pod that podman can play, with images renamed from
  *                        FROM (without its tag) to TO; where FROM is the name of
- *                        an environment variable, that is set to TO instead
+ *                        an environment variable, that is set to TO instead; where
+ *                        it is a path, the file TO of this machine is seen there
  */
 
 type Json = string | number | boolean | null | Json[] | { [key: string]: Json };
@@ -21,7 +24,7 @@ type Json = string | number | boolean | null | Json[] | { [key: string]: Json };
 interface Env {
   name: string;
   value?: string;
-  valueFrom?: { secretKeyRef: { name: string; key: string } };
+  valueFrom?: Json;
 }
 
 interface SecurityContext {
@@ -61,8 +64,8 @@ interface Manifest {
   apiVersion: string;
   kind: string;
   metadata: { name: string };
-  stringData?: Record<string, string>;
   spec?: {
+    ingress?: { ports?: { port?: number | string }[] }[];
     template?: PodTemplate;
     jobTemplate?: { spec: { template: PodTemplate } };
   };
@@ -114,6 +117,26 @@ function restricted(): string {
       );
     });
   });
+  return refuse(faults);
+}
+
+/** The API's rule, which its types can't say: `port` is any number or text there. */
+function ports(): string {
+  const isPort = (port: number | string) =>
+    typeof port === "number"
+      ? Number.isInteger(port) && port >= 1 && port <= 65535
+      : port.length <= 15 && /^[a-z0-9]+(-[a-z0-9]+)*$/.test(port) &&
+        /[a-z]/.test(port);
+  const named = manifests.flatMap(({ spec }) => spec?.ingress ?? [])
+    .flatMap(({ ports = [] }) => ports.flatMap(({ port }) => port ?? []));
+  return refuse(
+    named.filter((port) => !isPort(port)).map((port) =>
+      `${port} is neither the number nor the name of a port`
+    ),
+  );
+}
+
+function refuse(faults: string[]): string {
   if (faults.length) {
     console.error(faults.join("\n"));
     Deno.exit(1);
@@ -130,13 +153,15 @@ function print(value: unknown): string {
   return JSON.stringify(value, sort, 2);
 }
 
-/** Only the maintenance example has a token. */
-function sidecar(): string {
-  const appup = podOf(find("Deployment"))?.spec.initContainers?.find(
+/** How it may be flipped differs on purpose. */
+function sidecar(kind: string): string {
+  const appup = podOf(find(kind))?.spec.initContainers?.find(
     ({ name }) => name === "appup",
   );
   if (!appup) throw new Error("no sidecar called appup in this file");
-  const env = appup.env?.filter(({ name }) => name !== "UP_TOKEN");
+  const env = appup.env?.filter(({ name }) =>
+    name !== "UP_TOKEN" && name !== "UP_FROM"
+  );
   return print({ ...appup, env });
 }
 
@@ -162,8 +187,7 @@ function get(kind: string, path: string): string {
 
 /**
  * podman's `play kube` runs no hooks, probes or native sidecars, publishes every
- * port on the host, gives all pods one volume per name of an emptyDir, and can't
- * read the Secrets that it makes.
+ * port on the host, and gives all pods one volume per name of an emptyDir.
  */
 function pod(kind: string, name: string, changes: string[]): string {
   const template = podOf(find(kind));
@@ -173,20 +197,26 @@ function pod(kind: string, name: string, changes: string[]): string {
     return [from, to.join("=")];
   }));
 
-  const readEnv = ({ name, value, valueFrom }: Env): Env => ({
-    name,
-    value: change.get(name) ?? value ??
-      find("Secret").stringData?.[valueFrom?.secretKeyRef.key ?? ""],
-  });
+  const files = [...change].filter(([from]) => from.startsWith("/")).map(
+    ([mountPath, path], n) => ({ mountPath, path, name: `${name}-file-${n}` }),
+  );
+  const readEnv = (env: Env): Env => {
+    const value = change.get(env.name) ?? env.value;
+    if (value === undefined) throw new Error(`${env.name} is in no file`);
+    return { name: env.name, value };
+  };
   const inPodman = (container: Container): Container => ({
     ...container,
     image: change.get(container.image.replace(/:[^:/]*$/, "")) ??
       container.image,
     env: container.env?.map(readEnv),
-    volumeMounts: container.volumeMounts?.map((mount) => ({
-      ...mount,
-      name: `${name}-${mount.name}`,
-    })),
+    volumeMounts: [
+      ...(container.volumeMounts ?? []).map((mount) => ({
+        ...mount,
+        name: `${name}-${mount.name}`,
+      })),
+      ...files.map(({ name, mountPath }) => ({ name, mountPath })),
+    ],
     ports: undefined,
     restartPolicy: undefined,
     lifecycle: undefined,
@@ -207,12 +237,18 @@ function pod(kind: string, name: string, changes: string[]): string {
         .map(inPodman),
       containers: [...initContainers.filter(isSidecar), ...containers]
         .map(inPodman),
-      volumes: volumes?.map((volume) => ({
-        ...volume,
-        name: `${name}-${volume.name}`,
-        configMap: volume.configMap &&
-          { name: `${name}-${volume.configMap.name}` },
-      })),
+      volumes: [
+        ...(volumes ?? []).map((volume) => ({
+          ...volume,
+          name: `${name}-${volume.name}`,
+          configMap: volume.configMap &&
+            { name: `${name}-${volume.configMap.name}` },
+        })),
+        ...files.map(({ name, path }) => ({
+          name,
+          hostPath: { path, type: "File" },
+        })),
+      ],
     },
   };
   const configMaps = manifests.filter(({ kind }) => kind === "ConfigMap").map((
@@ -226,7 +262,8 @@ const [command, ...args] = Deno.args;
 const commands: Record<string, () => string> = {
   schema,
   restricted,
-  sidecar,
+  ports,
+  sidecar: () => sidecar(args[0]),
   get: () => get(args[0], args[1]),
   pod: () => pod(args[0], args[1], args.slice(2)),
 };
