@@ -1,0 +1,57 @@
+# What the checks have in common. They run from the root of the repository, print
+# each command that they run, and say in a line "not run: …" what they could not.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export NO_COLOR=1
+export IMAGE=${IMAGE:-localhost/appup:ci}
+
+tools=../shared/tools # may not be there
+shipped=$(sed -n 's/^ARG DENO_VERSION=//p' Dockerfile)
+seeded=2.7.11 # which the tools have a runtime for, to compile with
+
+scratch=$(mktemp -d)
+at_exit=("rm -rf $scratch")
+trap 'for last in "${at_exit[@]}"; do $last; done >/dev/null 2>&1' EXIT
+
+step() { printf '\n=== %s\n' "$*"; }
+not_run() { printf 'not run: %s\n' "$*"; }
+run() {
+  printf '$ %s\n' "$*" >&2
+  "$@"
+}
+fail() {
+  printf 'FAILED: %s\n' "$*" >&2
+  exit 1
+}
+expect() { # expect OUTPUT COMMAND...
+  local expected=$1 actual
+  shift
+  actual=$(run "$@") || true
+  printf '%s\n' "$actual"
+  [[ $actual == "$expected" ]] || fail "expected: $expected"
+}
+deno() { # deno VERSION ARGUMENT...
+  run npx -y "deno@$1" "${@:2}"
+}
+
+url_of() { # url_of PID: where it serves, as soon as it does
+  local port
+  for _ in {1..200}; do
+    port=$(ss -Hltnp | sed -nE "s/.*:([0-9]+) .*pid=$1,.*/\1/p")
+    if [[ -n $port ]]; then
+      echo "http://localhost:$port"
+      return
+    fi
+    sleep 0.1
+  done
+  fail "it does not serve within 20 s"
+}
+
+flip_with_curl() { # flip_with_curl URL
+  local status=(curl -s -w ' %{http_code}')
+  expect "app is down 503" "${status[@]}" "$1/health"
+  expect "app is up 200" "${status[@]}" "$1/up"
+  expect "app is up 200" "${status[@]}" "$1/health"
+  expect "app is down 200" "${status[@]}" "$1/down"
+  expect "app is already down 503" "${status[@]}" "$1/down"
+}
