@@ -10,8 +10,12 @@ shipped=$(sed -n 's/^ARG DENO_VERSION=//p' Dockerfile)
 seeded=2.7.11 # which the tools have a runtime for, to compile with
 
 scratch=$(mktemp -d)
-at_exit=("rm -rf $scratch")
-trap 'for last in "${at_exit[@]}"; do $last; done >/dev/null 2>&1' EXIT
+at_exit=("rm -rf $scratch") # commands, of which each may fail
+clean_up() {
+  local last
+  for last in "${at_exit[@]}"; do $last >/dev/null 2>&1 || true; done
+}
+trap clean_up EXIT
 
 step() { printf '\n=== %s\n' "$*"; }
 not_run() { printf 'not run: %s\n' "$*"; }
