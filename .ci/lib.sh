@@ -38,6 +38,24 @@ deno() { # deno VERSION ARGUMENT...
   run npx -y "deno@$1" "${@:2}"
 }
 
+restricted=(--network host --env UP_PORT=0 --read-only --cap-drop ALL
+  --security-opt no-new-privileges --memory 64m --memory-swap 64m)
+
+find_podman() { # sets podman; where there is none, the check ends
+  if [[ $(id -u) != 0 ]]; then
+    not_run "${0##*/}: only root may bound a container's memory"
+    exit
+  elif [[ -x $tools/podman && (${CI:-} == true || -n $(command -v podman)) ]]; then
+    podman=$tools/podman
+    run "$tools/container-bases"
+  elif command -v podman >/dev/null; then
+    podman=podman
+  else
+    not_run "${0##*/}: there is no podman"
+    exit
+  fi
+}
+
 url_of() { # url_of PID: where it serves, as soon as it does
   local port
   for _ in {1..200}; do
