@@ -12,7 +12,7 @@ class Switch(BaseHTTPRequestHandler):
         up = os.path.exists(FILE)
         if self.path == "/up":
             if not up:
-                os.mknod(FILE)
+                os.mknod(FILE, 0o644)  # nginx reads it, too
             self.answer(200, "app is up")
         elif self.path == "/down":
             if up:

@@ -1,6 +1,6 @@
 /**
- * The three programs that bench.ts compares, how one is started and stopped, and
- * how it is loaded.
+ * The programs that bench.ts compares, how one is started and stopped, and how it
+ * is loaded.
  */
 
 // Debian's folders first: a version manager's python3 is often a shell script,
@@ -22,6 +22,8 @@ if (complaints.length > 0) {
 const folder = await Deno.makeTempDir({ dir: "/tmp", prefix: "appup-bench-" });
 await Deno.chmod(folder, 0o755); // nginx's workers are not root.
 const upFile = `${folder}/up.txt`;
+const floorBinary = `${folder}/floor`;
+await compileFloor();
 
 async function missing(): Promise<string[]> {
   const found: string[] = binary ? [] : [
@@ -39,7 +41,33 @@ async function missing(): Promise<string[]> {
       found.push(`There is no ${tool}: Debian's package ${name} brings it.`);
     }
   }
+  if (Number(await output("sh", "-c", "ulimit -Hn")) < 5000) {
+    found.push("There are too few descriptors for 4,000 clients: ulimit -n.");
+  }
   return found;
+}
+
+/** By the Deno that runs this, and with the permissions and flags of appup. */
+async function compileFloor() {
+  const here = import.meta.dirname!;
+  const deno = Deno.execPath();
+  const flags = await output(
+    deno,
+    "task",
+    "-q",
+    "--cwd",
+    `${here}/..`,
+    "flags",
+  );
+  const said = await output(
+    deno,
+    ...["compile", "--quiet", "--no-check", ...flags.trim().split(/\s+/)],
+    ...["--output", floorBinary, `${here}/bench_floor.ts`],
+  );
+  if (exists(floorBinary)) return;
+  console.error(`The least that Deno can do is not to be had: ${said}`);
+  await Deno.remove(folder, { recursive: true });
+  Deno.exit(2);
 }
 
 /** Whoever interrupts the benchmark ends a command, and with it the whole run. */
@@ -78,6 +106,9 @@ export interface Program {
 
 export const appup: Program = { name: "appup", command: () => [binary] };
 
+/** The least that Deno can do. */
+export const floor: Program = { name: "floor", command: () => [floorBinary] };
+
 export const nginx: Program = {
   name: "nginx",
   command(port) {
@@ -109,9 +140,19 @@ export const python: Program = {
   command: () => ["python3", `${import.meta.dirname}/bench.py`],
 };
 
-export const programs = [appup, nginx, python];
+export const programs = [appup, floor, nginx, python];
 
 // ------------------------------------------------- Starting, watching, stopping
+
+/** How a program is started, other than as usual. */
+interface Start {
+  /** A command that ends by executing the one that follows it. */
+  wrapper?: string[];
+  env?: Record<string, string>;
+}
+
+/** As the image's entry point starts appup. */
+export const fewDescriptors = ["sh", "-c", 'ulimit -n 512; exec "$@"', "sh"];
 
 export class Server implements AsyncDisposable {
   static #running = new Set<Server>();
@@ -122,12 +163,14 @@ export class Server implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   #ended = false;
 
-  /** `wrapper` is a command that ends by executing the one that follows it. */
-  private constructor(readonly program: Program, wrapper: string[]) {
+  private constructor(
+    readonly program: Program,
+    { wrapper = [], env }: Start,
+  ) {
     const [command, ...args] = [...wrapper, ...program.command(this.port)];
     this.#child = new Deno.Command(command, {
       args,
-      env: { UP_FILE: upFile, UP_PORT: String(this.port) },
+      env: { UP_FILE: upFile, UP_PORT: String(this.port), ...env },
       stdin: "null",
       stdout: "null",
       // Python logs every request there.
@@ -138,13 +181,10 @@ export class Server implements AsyncDisposable {
   }
 
   /** Returns once the program has answered its first 200. */
-  static async start(
-    program: Program,
-    wrapper: string[] = [],
-  ): Promise<Server> {
-    const server = new Server(program, wrapper);
+  static async start(program: Program, how: Start = {}): Promise<Server> {
+    const server = new Server(program, how);
     const deadline = performance.now() + 20_000;
-    while (!await server.#isUp()) {
+    while (!await server.isUp()) {
       interrupted.throwIfAborted();
       if (server.#ended || performance.now() > deadline) {
         await server[Symbol.asyncDispose]();
@@ -155,7 +195,7 @@ export class Server implements AsyncDisposable {
     return server;
   }
 
-  async #isUp(): Promise<boolean> {
+  async isUp(): Promise<boolean> {
     try {
       using connection = await this.connect();
       return (await ask(connection)).includes(" 200 ");
@@ -226,18 +266,17 @@ export function sleep(milliseconds: number): Promise<void> {
 
 // --------------------------------------------------------------------- Loading
 
-const request = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const request = (path: string) =>
+  `GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`;
 
-export async function ask(connection: Deno.TcpConn): Promise<string> {
-  await connection.write(new TextEncoder().encode(request));
+export async function ask(
+  connection: Deno.TcpConn,
+  path = "/health",
+): Promise<string> {
+  await connection.write(new TextEncoder().encode(request(path)));
   const answer = new Uint8Array(1024);
   const length = await connection.read(answer) ?? 0;
   return new TextDecoder().decode(answer.subarray(0, length));
-}
-
-export async function askHalf(connection: Deno.TcpConn) {
-  const half = request.slice(0, request.length / 2);
-  await connection.write(new TextEncoder().encode(half));
 }
 
 export interface Connections extends Disposable {
@@ -256,12 +295,46 @@ export async function connections(
   };
 }
 
+/** Clients that come at once, send half a request, and hold on. */
+export async function stall(
+  server: Server,
+  count: number,
+): Promise<Disposable> {
+  const half = new TextEncoder().encode(request("/health").slice(0, 20));
+  const held: Deno.TcpConn[] = [];
+  let isOver = false;
+  const clients = Array.from({ length: count }, async () => {
+    const connection = await server.connect();
+    if (isOver) return connection.close();
+    held.push(connection);
+    await connection.write(half);
+  });
+  // A full server lets some of them wait for ever.
+  await Promise.race([Promise.allSettled(clients), sleep(1000)]);
+  return {
+    [Symbol.dispose]() {
+      isOver = true;
+      for (const connection of held) connection.close();
+    },
+  };
+}
+
+/** How many of ten probes, one a second, get their 200 within that second. */
+export async function probe(server: Server): Promise<number> {
+  let answered = 0;
+  for (let count = 0; count < 10; count++) {
+    const isOver = sleep(1000).then(() => false);
+    answered += +await Promise.race([server.isUp(), isOver]);
+    await isOver;
+  }
+  return answered;
+}
+
 export interface Load {
   clients: number;
-  /** As a kubelet asks: its headers, and a connection for each request. */
+  /** As a kubelet asks: on a connection for each request. */
   likeKubelet?: boolean;
-  seconds?: number;
-  expect?: 200 | 503;
+  expect?: number;
 }
 
 export interface Outcome {
@@ -274,25 +347,40 @@ export interface Outcome {
 export const oddities: string[] = [];
 
 /**
- * Kept-alive connections by wrk, which takes the least of the processor. One
- * thread of it is enough for all three; a second would take the servers' time.
- * A connection per request by hey, whose client is Go's net/http, as a kubelet's
- * is. Its times are told to a tenth of a millisecond.
+ * For a second, kept-alive connections by wrk, which takes the least of the
+ * processor; one thread of it is enough for all programs, a second would take
+ * the servers' time. A connection per request by hey, whose client is Go's
+ * net/http, as a kubelet's is. Its times are told to a tenth of a millisecond.
  */
 export async function load(
   { program, port }: Server,
-  { clients, likeKubelet = false, seconds = 2, expect = 200 }: Load,
+  { clients, likeKubelet = false, expect = 200 }: Load,
 ): Promise<Outcome> {
   const url = `http://127.0.0.1:${port}/health`;
-  const { answers, expected, errors, ...outcome } = likeKubelet
-    ? await hey(url, clients, seconds, expect)
-    : await wrk(url, clients, seconds, expect);
-  const who = `${program.name}, ${clients} clients`;
-  if (answers > expected) {
-    oddities.push(`${who}: ${answers - expected} answers not ${expect}`);
-  }
-  if (errors && answers > 0) oddities.push(`${who}: ${errors}`);
-  return answers > 0 ? outcome : { perSecond: 0, percentile: Infinity };
+  const report = likeKubelet
+    ? await hey(url, expect, "-disable-keepalive", `-c=${clients}`, "-z=1s")
+    : await wrk(url, expect, clients);
+  return review(report, `${program.name}, ${clients} clients`, expect);
+}
+
+export interface Flood {
+  path: string;
+  header?: string;
+  expect: number;
+}
+
+/** So many requests on 16 kept-alive connections, as fast as they are answered. */
+export async function flood(
+  { program, port }: Server,
+  count: number,
+  { path, header = "Accept: */*", expect }: Flood,
+) {
+  const url = `http://127.0.0.1:${port}${path}`;
+  const status = program === floor ? 200 : expect; // it knows no other
+  const report = await hey(url, status, "-c=16", `-n=${count}`, `-H=${header}`);
+  const what = `${program.name}, ${count} of ${path}`;
+  review(report, what, status);
+  if (report.answers < count) throw new Error(`${what}: ${report.answers}`);
 }
 
 type Report = Outcome & {
@@ -302,19 +390,29 @@ type Report = Outcome & {
   errors?: string;
 };
 
-type Generator = (
-  url: string,
-  clients: number,
-  seconds: number,
-  expect: 200 | 503,
-) => Promise<Report>;
+/** Notes what was odd. A program that never answers has no rate, and no end. */
+function review(
+  { answers, expected, errors, ...outcome }: Report,
+  what: string,
+  expect: number,
+): Outcome {
+  if (answers > expected) {
+    oddities.push(`${what}: ${answers - expected} answers not ${expect}`);
+  }
+  if (errors && answers > 0) oddities.push(`${what}: ${errors}`);
+  return answers > 0 ? outcome : { perSecond: 0, percentile: Infinity };
+}
 
-const wrk: Generator = async (url, clients, seconds, expect) => {
+async function wrk(
+  url: string,
+  expect: number,
+  clients: number,
+): Promise<Report> {
   const text = await output(
     "wrk",
     "--threads=1",
     `--connections=${clients}`,
-    `--duration=${seconds}s`,
+    "--duration=1s",
     "--latency",
     url,
   );
@@ -330,16 +428,14 @@ const wrk: Generator = async (url, clients, seconds, expect) => {
     expected: expect === 200 ? answers - not200 : not200,
     errors: text.match(/Socket errors: .*/)?.[0],
   };
-};
+}
 
-const hey: Generator = async (url, clients, seconds, expect) => {
-  const text = await output(
-    "hey",
-    "-disable-keepalive",
-    ...["-c", `${clients}`, "-z", `${seconds}s`, "-t", "2"],
-    ...["-A", "*/*", "-H", "User-Agent: kube-probe/1.34"],
-    url,
-  );
+async function hey(
+  url: string,
+  expect: number,
+  ...options: string[]
+): Promise<Report> {
+  const text = await output("hey", "-t=2", ...options, url);
   const number = (pattern: RegExp) => Number(text.match(pattern)?.[1] ?? 0);
   const codes = [...text.matchAll(/\[(\d+)\]\s+(\d+) responses/g)]
     .map(([, code, count]) => [Number(code), Number(count)]);
@@ -350,7 +446,7 @@ const hey: Generator = async (url, clients, seconds, expect) => {
     expected: codes.find(([code]) => code === expect)?.[1] ?? 0,
     errors: text.match(/Error distribution:\s+(.*)/)?.[1],
   };
-};
+}
 
 // ------------------------------------------------------------------- A cgroup
 
