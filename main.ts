@@ -345,6 +345,7 @@ class Switch {
   private folder: string;
   private known?: State;
   private mayStartUp = false;
+  private shared?: Promise<boolean>;
   private turns: Promise<unknown> = Promise.resolve();
 
   constructor(private file: string, private journal: Journal) {
@@ -353,25 +354,21 @@ class Switch {
   }
 
   /**
-   * Whether the file is there. Synchronous: a look takes 3 µs, the way to a
-   * thread and back 80.
+   * Whether the file is there, by a look that begins after the call. Calls that
+   * arrive together share one, made after the last of them: a look makes garbage.
    *
    * @throws when that can't be told: the volume gone, not a file, no permission.
    */
-  isUp(): boolean {
-    try {
-      if (Deno.statSync(this.file).isFile) return true;
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-      Deno.statSync(this.folder); // no file is down, but no volume is an error
-      return false;
-    }
-    throw new Error(`Not a file: stat '${this.file}'`);
+  isUp(): Promise<boolean> {
+    return this.shared ??= Promise.resolve().then(() => {
+      this.shared = undefined;
+      return this.isThere();
+    });
   }
 
   /** The same with what is known about it, waiting for nobody. */
   async look(): Promise<Found> {
-    const up = this.isUp();
+    const up = await this.isUp();
     const { state } = await this.stateFile.read();
     return { up, state: [state, this.known].find((one) => one?.up === up) };
   }
@@ -431,6 +428,18 @@ class Switch {
     return Date.parse(this.known?.until ?? "") - Date.now();
   }
 
+  /** Synchronous: 3 µs, where the way to a thread and back takes 80. */
+  private isThere(): boolean {
+    try {
+      if (Deno.statSync(this.file).isFile) return true;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+      Deno.statSync(this.folder); // no file is down, but no volume is an error
+      return false;
+    }
+    throw new Error(`Not a file: stat '${this.file}'`);
+  }
+
   /** Runs `job` after those before it, while no other process runs one. */
   private alone<T>(job: () => Promise<T>): Promise<T> {
     const deadline = performance.now() + PATIENCE;
@@ -462,7 +471,7 @@ class Switch {
 
   /** Believes the file, makes the state agree with it, and returns that. */
   private async catchUp(): Promise<State> {
-    const up = this.isUp();
+    const up = this.isThere();
     const { isThere, state, oddity } = await this.stateFile.read();
     if (oddity) this.journal.trouble(oddity);
     if (!this.known) {
@@ -500,7 +509,7 @@ class Switch {
     } catch (error) {
       if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
       const found = await ifThere(Deno.lstat(this.file));
-      if (!found?.isSymlink || this.isUp()) return false;
+      if (!found?.isSymlink || this.isThere()) return false;
       throw new Error(`A link that leads nowhere: stat '${this.file}'`);
     }
   }
@@ -580,9 +589,8 @@ const ENDPOINTS = [...ROUTES]
 /** Makes the handler: each request goes through here to its route. */
 function makeHandler(service: Service): Deno.ServeHandler<Deno.NetAddr> {
   return async (request, info) => {
-    const { method, headers } = request;
-    const host = headers.get("host");
-    if (host !== null && !isHost(host)) {
+    const { method } = request;
+    if (!isHost(hostOf(request))) {
       return respond(400, "the Host header is no host and port");
     }
     const [path] = targetOf(request).split("?", 1);
@@ -603,26 +611,40 @@ function makeHandler(service: Service): Deno.ServeHandler<Deno.NetAddr> {
     const { status } = response;
     const labels = `{path="${path}",code="${status}"}`;
     service.requests.set(labels, (service.requests.get(labels) ?? 0) + 1);
-    if (path === "/health") {
-      const by = headers.get("user-agent") ?? "";
-      service.asked = { by, at: Date.now(), status };
+    const at = Date.now();
+    // One a millisecond will do: to read headers costs more than all the rest.
+    if (path === "/health" && at !== service.asked?.at) {
+      const by = request.headers.get("user-agent") ?? "";
+      service.asked = { by, at, status };
     }
     return response;
   };
 }
 
-/** Whether it is a host, and perhaps a port (RFC 9110, 7.2). */
+/** Whether it is a host, and perhaps a port, or nothing (RFC 9110, 7.2). */
 function isHost(text: string): boolean {
-  const found = /^(?:[\w.-]+|\[[\da-f:.]+\])(?::(\d{1,5}))?$/i.exec(text);
+  const found = /^(?:[\w.-]+|\[[\da-f:.]+\])?(?::(\d{1,5}))?$/i.exec(text);
   return found !== null && Number(found[1] ?? 0) <= 65535;
 }
 
-/** Path and query; before them, `url` has the Host header as it came. */
+/**
+ * The host that was asked. It stands in the URL as the client wrote it, which may
+ * be with a path of its own: but then a second slash follows, the target's.
+ */
+function hostOf(request: Request): string {
+  const { url } = request;
+  const start = "http://".length;
+  const end = url.indexOf("/", start);
+  if (url.lastIndexOf("/") === end) return url.slice(start, end);
+  return request.headers.get("host") ?? "";
+}
+
+/** Path and query, if the host is one. */
 const targetOf = ({ url }: Request) =>
   url.slice(url.indexOf("/", "http://".length));
 
-function health(_request: Request, { appup }: Service): Response {
-  const up = appup.isUp();
+async function health(_request: Request, { appup }: Service) {
+  const up = await appup.isUp();
   return respond(up ? 200 : 503, phrase(up));
 }
 
