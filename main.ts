@@ -801,7 +801,7 @@ const OVER_AFTER = 5_000;
 /** How often it makes sure that it still listens, in ms. */
 const LISTEN_EVERY = 500;
 /** The same while it is flooded, in ms. */
-const LISTEN_EVERY_IN_A_FLOOD = 20;
+const LISTEN_EVERY_IN_A_FLOOD = 5;
 /** How long answers under way may keep a stopping server, in ms. */
 const SHUTDOWN_WITHIN = 400;
 
@@ -824,6 +824,7 @@ class Log implements Journal {
   }
 
   trouble(what: unknown): void {
+    if ((what as { code?: string }).code === "EMFILE") return; // Listener tells
     const line = messageOf(what);
     if (!this.troubles.has(line)) this.event(line);
     this.troubles.set(line, performance.now());
