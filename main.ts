@@ -42,6 +42,8 @@ interface Variable {
   wayOut: string;
 }
 
+const LARGEST_PORT = 65_535;
+
 const VARIABLES: Record<string, Variable> = {
   UP_FILE: {
     fallback: "/pod/up.txt",
@@ -52,7 +54,7 @@ const VARIABLES: Record<string, Variable> = {
   },
   UP_PORT: {
     fallback: "9999",
-    allows: (port) => /^\d{1,5}$/.test(port) && Number(port) <= 65535,
+    allows: (port) => /^\d{1,5}$/.test(port) && Number(port) <= LARGEST_PORT,
     wayOut: "must be a whole number from 0 (a free port) to 65535; a Service " +
       'named "up" sets it in every pod, unless the container sets it, too',
   },
@@ -345,8 +347,9 @@ class Switch {
   private folder: string;
   private known?: State;
   private mayStartUp = false;
-  private shared?: Promise<boolean>;
   private turns: Promise<unknown> = Promise.resolve();
+  private lastLook: Promise<unknown> = Promise.resolve();
+  private nextLook?: Promise<boolean>;
 
   constructor(private file: string, private journal: Journal) {
     this.stateFile = new StateFile(stateFileOf(file), draftOf(file));
@@ -354,16 +357,21 @@ class Switch {
   }
 
   /**
-   * Whether the file is there, by a look that begins after the call. Calls that
-   * arrive together share one, made after the last of them: a look makes garbage.
+   * Whether the file is there, by a look that begins after the call. There is one
+   * look at a time, and whoever asks meanwhile shares the next: so load costs no
+   * more looks, and a volume that hangs holds up nobody else.
    *
    * @throws when that can't be told: the volume gone, not a file, no permission.
    */
   isUp(): Promise<boolean> {
-    return this.shared ??= Promise.resolve().then(() => {
-      this.shared = undefined;
+    if (this.nextLook) return this.nextLook;
+    const look = this.lastLook.then(() => {
+      this.nextLook = undefined;
       return this.isThere();
     });
+    this.nextLook = look;
+    this.lastLook = look.catch(() => {});
+    return look;
   }
 
   /** The same with what is known about it, waiting for nobody. */
@@ -428,16 +436,12 @@ class Switch {
     return Date.parse(this.known?.until ?? "") - Date.now();
   }
 
-  /** Synchronous: 3 µs, where the way to a thread and back takes 80. */
-  private isThere(): boolean {
-    try {
-      if (Deno.statSync(this.file).isFile) return true;
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-      Deno.statSync(this.folder); // no file is down, but no volume is an error
-      return false;
-    }
-    throw new Error(`Not a file: stat '${this.file}'`);
+  private async isThere(): Promise<boolean> {
+    const found = await ifThere(Deno.stat(this.file));
+    if (found?.isFile) return true;
+    if (found) throw new Error(`Not a file: stat '${this.file}'`);
+    await Deno.stat(this.folder); // no file is down, but no volume is an error
+    return false;
   }
 
   /** Runs `job` after those before it, while no other process runs one. */
@@ -471,7 +475,7 @@ class Switch {
 
   /** Believes the file, makes the state agree with it, and returns that. */
   private async catchUp(): Promise<State> {
-    const up = this.isThere();
+    const up = await this.isThere();
     const { isThere, state, oddity } = await this.stateFile.read();
     if (oddity) this.journal.trouble(oddity);
     if (!this.known) {
@@ -509,7 +513,7 @@ class Switch {
     } catch (error) {
       if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
       const found = await ifThere(Deno.lstat(this.file));
-      if (!found?.isSymlink || this.isThere()) return false;
+      if (!found?.isSymlink || await this.isThere()) return false;
       throw new Error(`A link that leads nowhere: stat '${this.file}'`);
     }
   }
@@ -556,19 +560,19 @@ class Switch {
 interface Service {
   appup: Switch;
   journal: Journal;
+  tally: Tally;
   fromPodOnly: boolean;
   /** SHA-256 of the token that the toggles ask for, if they do. */
   tokenDigest?: Uint8Array;
-  /** How many requests to known paths there were, by their labels. */
-  requests: Map<string, number>;
-  /** Who asked /health last, when (ms since 1970), and what they were told. */
-  asked?: { by: string; at: number; status: number };
 }
 
-type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
-type Answer = (request: Request, service: Service, info: Info) =>
-  | Response
-  | Promise<Response>;
+type Handler = Deno.ServeHandler<Deno.NetAddr>;
+type Info = Parameters<Handler>[1];
+type Answer = (
+  service: Service,
+  request: Request,
+  info: Info,
+) => ReturnType<Handler>;
 type Route = [methods: string[], answer: Answer, does: string];
 
 const READ = ["GET", "HEAD"];
@@ -587,63 +591,72 @@ const ENDPOINTS = [...ROUTES]
   .map(([path, [, , does]]) => `${path.padEnd(10)}${does}\n`).join("");
 
 /** Makes the handler: each request goes through here to its route. */
-function makeHandler(service: Service): Deno.ServeHandler<Deno.NetAddr> {
+function makeHandler(service: Service): Handler {
   return async (request, info) => {
-    const { method } = request;
-    if (!isHost(hostOf(request))) {
+    const { host, path } = targetOf(request);
+    if (!isHost(host)) {
       return respond(400, "the Host header is no host and port");
     }
-    const [path] = targetOf(request).split("?", 1);
     const route = ROUTES.get(path);
     if (!route) {
       return respond(404, `no such endpoint; there are\n${ENDPOINTS}`);
     }
     const [methods, answer] = route;
+    const { method } = request;
     let response: Response;
     try {
       response = methods.includes(method)
-        ? await answer(request, service, info)
+        ? await answer(service, request, info)
         : respond(405, `not ${method}`, { allow: methods.join(", ") });
     } catch (error) {
       service.journal.trouble(error);
       response = respond(503, messageOf(error));
     }
-    const { status } = response;
-    const labels = `{path="${path}",code="${status}"}`;
-    service.requests.set(labels, (service.requests.get(labels) ?? 0) + 1);
-    const at = Date.now();
-    // One a millisecond will do: to read headers costs more than all the rest.
-    if (path === "/health" && at !== service.asked?.at) {
-      const by = request.headers.get("user-agent") ?? "";
-      service.asked = { by, at, status };
-    }
+    service.tally.count(path, request, response);
     return response;
   };
+}
+
+/**
+ * What is asked, and of which host. That stands in the URL as the client wrote
+ * it, perhaps with a path of its own: but then a second slash follows.
+ */
+function targetOf(request: Request) {
+  const { url } = request;
+  const start = "http://".length;
+  const end = url.indexOf("/", start);
+  const host = url.lastIndexOf("/") === end
+    ? url.slice(start, end)
+    : request.headers.get("host") ?? "";
+  const [path, query] = url.slice(end).split("?", 2);
+  return { host, path, query };
 }
 
 /** Whether it is a host, and perhaps a port, or nothing (RFC 9110, 7.2). */
 function isHost(text: string): boolean {
   const found = /^(?:[\w.-]+|\[[\da-f:.]+\])?(?::(\d{1,5}))?$/i.exec(text);
-  return found !== null && Number(found[1] ?? 0) <= 65535;
+  return found !== null && Number(found[1] ?? 0) <= LARGEST_PORT;
 }
 
-/**
- * The host that was asked. It stands in the URL as the client wrote it, which may
- * be with a path of its own: but then a second slash follows, the target's.
- */
-function hostOf(request: Request): string {
-  const { url } = request;
-  const start = "http://".length;
-  const end = url.indexOf("/", start);
-  if (url.lastIndexOf("/") === end) return url.slice(start, end);
-  return request.headers.get("host") ?? "";
+/** What was asked since the start, of the paths that there are. */
+class Tally {
+  /** How many requests, by the labels that Prometheus reads. */
+  readonly requests = new Map<string, number>();
+  /** Who asked /health last, when (ms since 1970), and what they were told. */
+  lastProbe?: { by: string; at: number; status: number };
+
+  count(path: string, request: Request, { status }: Response): void {
+    const labels = `{path="${path}",code="${status}"}`;
+    this.requests.set(labels, (this.requests.get(labels) ?? 0) + 1);
+    const at = Date.now();
+    // One a millisecond will do: to read headers takes long.
+    if (path !== "/health" || at === this.lastProbe?.at) return;
+    const by = request.headers.get("user-agent") ?? "";
+    this.lastProbe = { by, at, status };
+  }
 }
 
-/** Path and query, if the host is one. */
-const targetOf = ({ url }: Request) =>
-  url.slice(url.indexOf("/", "http://".length));
-
-async function health(_request: Request, { appup }: Service) {
+async function health({ appup }: Service): Promise<Response> {
   const up = await appup.isUp();
   return respond(up ? 200 : 503, phrase(up));
 }
@@ -652,15 +665,15 @@ function livez(): Response {
   return respond(200, "ok");
 }
 
-async function toggle(request: Request, service: Service, info: Info) {
-  const { pathname, searchParams } = new URL(targetOf(request), "http://appup");
+async function toggle(service: Service, request: Request, info: Info) {
+  const { path, query } = targetOf(request);
   const from = info.remoteAddr.hostname.replace(/^::ffff:/, "");
   const refusal = await refuse(request.headers, from, service);
   if (refusal) return refusal;
-  const up = pathname === "/up";
-  const by = `${request.method} ${pathname} from ${from}`;
+  const up = path === "/up";
+  const by = `${request.method} ${path} from ${from}`;
   try {
-    const options = parseFlipOptions(up, searchParams);
+    const options = parseFlipOptions(up, new URLSearchParams(query));
     const changed = await service.appup.flip(up, by, options);
     const wasDown = !up && !changed && !options.drain;
     return respond(wasDown ? 503 : 200, outcome(up, changed, options));
@@ -725,20 +738,20 @@ async function bears(digest: Uint8Array, headers: Headers): Promise<boolean> {
   return given.reduce((sum, byte, i) => sum | (byte ^ digest[i]), 0) === 0;
 }
 
-async function page(_request: Request, service: Service): Promise<Response> {
-  const state = report(await service.appup.look());
-  const asked = whoAsked(service.asked, Date.now());
+async function page({ appup, tally }: Service): Promise<Response> {
+  const state = report(await appup.look());
+  const asked = whoAsked(tally, Date.now());
   return respond(200, `${state}\n${asked}\n\n${ENDPOINTS}`);
 }
 
-function whoAsked(asked: Service["asked"], at: number): string {
-  if (!asked) return "asked  by nobody since the start: is there a probe?";
-  const ago = ((at - asked.at) / 1000).toFixed(1);
-  const by = asked.by.slice(0, 60).replace(/[^\x20-\x7e]/g, "?") || "no name";
-  return `asked  ${ago} s ago by ${by}: ${asked.status}`;
+function whoAsked({ lastProbe }: Tally, at: number): string {
+  if (!lastProbe) return "asked  by nobody since the start: is there a probe?";
+  const ago = ((at - lastProbe.at) / 1000).toFixed(1);
+  const by = lastProbe.by.slice(0, 60).replace(/[^\x20-\x7e]/g, "?");
+  return `asked  ${ago} s ago by ${by || "no name"}: ${lastProbe.status}`;
 }
 
-async function metrics(_request: Request, service: Service) {
+async function metrics(service: Service): Promise<Response> {
   const down: Found = { up: false }; // as a probe takes it
   const found = await service.appup.look().catch(() => down);
   const type = "text/plain; version=0.0.4; charset=utf-8";
@@ -746,8 +759,8 @@ async function metrics(_request: Request, service: Service) {
 }
 
 /** The metrics in Prometheus' text format, version 0.0.4. */
-function renderMetrics(found: Found, { appup, requests, asked }: Service) {
-  const requestCounts = [...requests]
+function renderMetrics(found: Found, { appup, tally }: Service): string {
+  const requestCounts = [...tally.requests]
     .map(([labels, count]) => `appup_requests_total${labels} ${count}\n`);
   const drainEnds = found.state?.until &&
     `appup_drain_ends_timestamp_seconds ${
@@ -765,7 +778,7 @@ appup_transitions_total{to="down"} ${appup.transitions.down}
 ${requestCounts.join("")}\
 # HELP appup_last_health_request_timestamp_seconds When /health was asked last.
 # TYPE appup_last_health_request_timestamp_seconds gauge
-appup_last_health_request_timestamp_seconds ${(asked?.at ?? 0) / 1000}
+appup_last_health_request_timestamp_seconds ${(tally.lastProbe?.at ?? 0) / 1000}
 # HELP appup_drain_ends_timestamp_seconds When a drain ends.
 # TYPE appup_drain_ends_timestamp_seconds gauge
 ${drainEnds ?? ""}\
@@ -854,7 +867,7 @@ class Listener {
   /** @throws when it can't listen. */
   constructor(
     port: number,
-    private handler: Deno.ServeHandler<Deno.NetAddr>,
+    private handler: Handler,
     private journal: Journal,
   ) {
     try {
@@ -892,13 +905,14 @@ class Listener {
   }
 
   private listenAgain(): void {
-    const { connections, address } = this;
+    const { connections, server, address } = this;
     try {
       this.server = this.listen(address.hostname, address.port);
     } catch {
       return; // it listens, or there is no descriptor yet
     }
     connections.abort(); // half requests, too: they hold the descriptors
+    server.shutdown().catch(() => {}); // or Deno 2.7 keeps 20 KB of each
     this.lastLost = performance.now();
     this.journal.trouble("too many connections: closed all, to listen again");
   }
@@ -930,9 +944,9 @@ async function serve(config: Config): Promise<void> {
   const handler = makeHandler({
     appup,
     journal: log,
+    tally: new Tally(),
     fromPodOnly,
     tokenDigest,
-    requests: new Map(),
   });
   const listener = new Listener(port, handler, log);
   await Promise.race([appup.begin(startUp), stop.promise]);
