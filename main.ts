@@ -9,9 +9,7 @@
  *
  * @module
  */
-import manifest from "./deno.json" with { type: "json" };
-
-const VERSION: string = manifest.version;
+const VERSION = "1.1.0";
 
 /** What the process exits with. */
 const EXIT = {
@@ -194,7 +192,7 @@ interface State {
   up: boolean;
   /** Since when it is so. */
   since: string;
-  /** Who made it so: a request and its address, the command line, … */
+  /** Who made it so: a request and its address, the command line, ... */
   by: string;
   /** Why, if anybody said. */
   reason?: string;
