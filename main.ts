@@ -26,6 +26,7 @@ class UsageError extends Error {}
 
 const now = () => new Date().toISOString();
 const after = (ms: number) => new Promise((done) => setTimeout(done, ms));
+const turnOver = () => new Promise<void>((done) => setImmediate(done));
 const bytesOf = (text: string) => new TextEncoder().encode(text);
 const messageOf = (error: unknown) =>
   error instanceof Error ? error.message : String(error);
@@ -346,7 +347,6 @@ class Switch {
   private known?: State;
   private mayStartUp = false;
   private turns: Promise<unknown> = Promise.resolve();
-  private lastLook: Promise<unknown> = Promise.resolve();
   private nextLook?: Promise<boolean>;
 
   constructor(private file: string, private journal: Journal) {
@@ -355,21 +355,16 @@ class Switch {
   }
 
   /**
-   * Whether the file is there, by a look that begins after the call. There is one
-   * look at a time, and whoever asks meanwhile shares the next: so load costs no
-   * more looks, and a volume that hangs holds up nobody else.
+   * Whether the file is there, by a look that begins after the call: who asks in
+   * the same turn of the event loop shares the one that follows it.
    *
    * @throws when that can't be told: the volume gone, not a file, no permission.
    */
   isUp(): Promise<boolean> {
-    if (this.nextLook) return this.nextLook;
-    const look = this.lastLook.then(() => {
+    return this.nextLook ??= turnOver().then(() => {
       this.nextLook = undefined;
       return this.isThere();
     });
-    this.nextLook = look;
-    this.lastLook = look.catch(() => {});
-    return look;
   }
 
   /** The same with what is known about it, waiting for nobody. */
@@ -434,12 +429,16 @@ class Switch {
     return Date.parse(this.known?.until ?? "") - Date.now();
   }
 
-  private async isThere(): Promise<boolean> {
-    const found = await ifThere(Deno.stat(this.file));
-    if (found?.isFile) return true;
-    if (found) throw new Error(`Not a file: stat '${this.file}'`);
-    await Deno.stat(this.folder); // no file is down, but no volume is an error
-    return false;
+  /** Synchronous: 3 us, where the way to a thread and back takes 80. */
+  private isThere(): boolean {
+    try {
+      if (Deno.statSync(this.file).isFile) return true;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+      Deno.statSync(this.folder); // no file is down, but no volume is an error
+      return false;
+    }
+    throw new Error(`Not a file: stat '${this.file}'`);
   }
 
   /** Runs `job` after those before it, while no other process runs one. */
@@ -473,7 +472,7 @@ class Switch {
 
   /** Believes the file, makes the state agree with it, and returns that. */
   private async catchUp(): Promise<State> {
-    const up = await this.isThere();
+    const up = this.isThere();
     const { isThere, state, oddity } = await this.stateFile.read();
     if (oddity) this.journal.trouble(oddity);
     if (!this.known) {
@@ -511,7 +510,7 @@ class Switch {
     } catch (error) {
       if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
       const found = await ifThere(Deno.lstat(this.file));
-      if (!found?.isSymlink || await this.isThere()) return false;
+      if (!found?.isSymlink || this.isThere()) return false;
       throw new Error(`A link that leads nowhere: stat '${this.file}'`);
     }
   }

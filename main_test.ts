@@ -778,33 +778,6 @@ Deno.test("a thousand clients that stall do not keep a probe waiting", async () 
 });
 
 patiently(
-  "a volume that hangs holds up nobody who does not ask for it",
-  async () => {
-    await using volume = await makeVolume();
-    await using app = await start(volume);
-    const strace = new Deno.Command("strace", {
-      args: [
-        ...["-f", `-p${app.pid}`, "-o/dev/null", `-P${volume.file}`],
-        ...["-etrace=statx", "-einject=statx:delay_enter=3s"],
-      ],
-      stderr: "piped",
-    }).spawn();
-    const says = strace.stderr.getReader();
-    await says.read(); // that it is attached
-    const asked = Date.now();
-    const probe = app.ask("/health");
-    assertEquals(await brief(app.ask("/livez")), [OK, "ok"]);
-    assert(Date.now() - asked < 1_500, "/livez waited, too");
-    assertEquals((await probe).status, ServiceUnavailable);
-    assert(Date.now() - asked > 2_500, "it did not hang");
-    app.kill("SIGTERM");
-    assertEquals((await app.ended).code, 0);
-    await Promise.all([says.cancel(), strace.status]);
-  },
-  hasStrace && isRoot,
-);
-
-patiently(
   "the log has a line for each event, and none for a probe",
   async () => {
     await using volume = await makeVolume();

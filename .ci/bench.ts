@@ -3,7 +3,8 @@
  * would run instead: nginx, and Python's http.server. `deno task bench` prints
  * one table in Markdown; it takes about seven minutes (`deno task bench 1`, with
  * a single round, three) and loads nothing but the machine it runs on. The Deno
- * that runs it compiles the floor, so let it be the one that compiled appup.
+ * that runs it compiles the floor, so let it be the one that compiled appup; or
+ * `deno task bench 9 source` runs both from source.
  *
  * Every round starts the programs anew and measures each row on all of them, one
  * right after the other, in an order that rotates. A ratio is taken within a
@@ -14,12 +15,12 @@
 import {
   appup,
   ask,
-  binary,
   Cgroup,
   connections,
   fewDescriptors,
   flood,
   floor,
+  isFromSource,
   load,
   nginx,
   oddities,
@@ -198,7 +199,7 @@ const rows: Row[] = [
     figure:
       "peak charged to a container (cgroup) of 32 MiB, 64 keep-alive connections, binary in the page cache, MiB",
     measure({ program }) {
-      if (!isDeno(program)) return "–";
+      if (!isDeno(program) || isFromSource) return "–";
       return inCgroup(32, async (cgroup) => {
         const { wrapper } = cgroup;
         await using server = await Server.start(program, { wrapper });
@@ -278,7 +279,8 @@ const rows: Row[] = [
   {
     figure: "size of the binary, MB",
     async measure({ program }) {
-      return program === appup ? (await Deno.stat(binary)).size / 1e6 : "–";
+      if (program !== appup || isFromSource) return "–";
+      return (await Deno.stat(appup.command(0)[0])).size / 1e6;
     },
     goals: [],
   },
@@ -387,15 +389,18 @@ function median(numbers: number[]): number {
 }
 
 async function heading(): Promise<string> {
-  const version = async (command: string, option: string) =>
-    (await output(command, option)).split("\n")[0].trim();
+  const version = async (command: string, ...options: string[]) =>
+    (await output(command, ...options)).split("\n")[0].trim();
+  const [command, ...args] = appup.command(0);
   const cpu = (await Deno.readTextFile("/proc/cpuinfo"))
     .match(/^model name\s*: (.*)$/m)?.[1] ?? Deno.build.arch;
   const memory = Deno.systemMemoryInfo().total / 2 ** 30;
   return [
     new Date().toISOString().slice(0, 10),
-    await version(binary, "--version"),
-    `measured by Deno ${Deno.version.deno}`,
+    await version(command, ...args, "--version"),
+    `${
+      isFromSource ? "from source" : "compiled"
+    }, by Deno ${Deno.version.deno}`,
     await version("nginx", "-v"),
     await version("python3", "--version"),
     (await version("wrk", "-v")).replace(/ \[.*/, ""),
