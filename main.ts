@@ -587,9 +587,19 @@ const ROUTES = new Map<string, Route>([
 const ENDPOINTS = [...ROUTES]
   .map(([path, [, , does]]) => `${path.padEnd(10)}${does}\n`).join("");
 
+/**
+ * How many requests may be under way. Over HTTP/1.1 there can't be more, as the
+ * image bounds descriptors; over HTTP/2 there can, and they would fill the heap.
+ */
+const MOST_UNDER_WAY = 512;
+
 /** Makes the handler: each request goes through here to its route. */
 function makeHandler(service: Service): Handler {
+  let underWay = 0;
   return async (request, info) => {
+    if (underWay === MOST_UNDER_WAY) {
+      return respond(503, "too many requests at once");
+    }
     const { host, path } = targetOf(request);
     if (!isHost(host)) {
       return respond(400, "the Host header is no host and port");
@@ -601,6 +611,7 @@ function makeHandler(service: Service): Handler {
     const [methods, answer] = route;
     const { method } = request;
     let response: Response;
+    underWay++;
     try {
       response = methods.includes(method)
         ? await answer(service, request, info)
@@ -609,6 +620,7 @@ function makeHandler(service: Service): Handler {
       service.journal.trouble(error);
       response = respond(503, messageOf(error));
     }
+    underWay--;
     service.tally.count(path, request, response);
     return response;
   };

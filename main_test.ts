@@ -777,6 +777,36 @@ Deno.test("a thousand clients that stall do not keep a probe waiting", async () 
   for (const connection of stalled) connection.close();
 });
 
+Deno.test("ten thousand requests at once, over HTTP/2, do not end it", async () => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  // RFC 9113: a preface, settings, and a GET of /health or / on each odd stream.
+  const frame = (type: number, flags: number, id: number, bytes: number[]) => [
+    ...[0, 0, bytes.length, type, flags, 0, 0, id >> 8, id & 255],
+    ...bytes,
+  ];
+  const get = (id: number, path: string) => {
+    const text = [...new TextEncoder().encode(path)];
+    const fields = [0x82, 0x86, 0x44, text.length, ...text, 0x41, 1, 0x61];
+    return frame(1, 5, id, fields);
+  };
+  for (const path of ["/health", "/"]) {
+    const streams = Array.from({ length: 200 }, (_, i) => get(2 * i + 1, path));
+    const bytes = [frame(4, 0, 0, []), ...streams].flat();
+    const connections = await connect(app.port, 50);
+    await Promise.all(connections.map(async (connection) => {
+      await send(connection, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+      await connection.write(new Uint8Array(bytes));
+    }));
+    await until(
+      "a probe is answered",
+      () =>
+        app.probe().then((text) => text.includes("app is down"), () => false),
+    );
+    for (const connection of connections) connection.close();
+  }
+});
+
 patiently(
   "the log has a line for each event, and none for a probe",
   async () => {
