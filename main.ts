@@ -637,8 +637,8 @@ function targetOf(request: Request) {
   const host = url.lastIndexOf("/") === end
     ? url.slice(start, end)
     : request.headers.get("host") ?? "";
-  const [path, query] = url.slice(end).split("?", 2);
-  return { host, path, query };
+  const [path] = url.slice(end).split("?", 1);
+  return { host, path, query: url.slice(end + path.length) };
 }
 
 /** Whether it is a host, and perhaps a port, or nothing (RFC 9110, 7.2). */

@@ -974,6 +974,10 @@ Deno.test("a wrong duration or reason is 400 and flips nothing", async (t) => {
     assertEquals((await app.ask("/up?for=10m")).status, BadRequest);
     assertEquals(await exists(volume.file), false);
   });
+  await t.step("a reason with what else a URL has in it", async () => {
+    await app.ask("/up?reason=a/b?c=d:9999#e");
+    assertEquals((await volume.state()).reason, "a/b?c=d:9999");
+  });
   await t.step("an emoji that is joined from others is a reason", async () => {
     const reason = "\u{1F469}\u200D\u{1F527} at work";
     await app.ask(`/up?reason=${encodeURIComponent(reason)}`);
