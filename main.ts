@@ -591,7 +591,7 @@ const ENDPOINTS = [...ROUTES]
  * How many requests may be under way. Over HTTP/1.1 there can't be more, as the
  * image bounds descriptors; over HTTP/2 there can, and they would fill the heap.
  */
-const MOST_UNDER_WAY = 512;
+const MOST_UNDER_WAY = 400;
 
 /** Makes the handler: each request goes through here to its route. */
 function makeHandler(service: Service): Handler {

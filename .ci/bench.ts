@@ -247,7 +247,7 @@ const rows: Row[] = [
   },
   {
     figure:
-      "probes answered of ten, one a second, amid 4,000 such clients, in 64 MiB, with 512 descriptors",
+      "probes answered of ten, one a second, amid 4,000 such clients, in 64 MiB, with 400 descriptors",
     once: true,
     measure({ program }) {
       return inCgroup(64, async ({ wrapper }) => {

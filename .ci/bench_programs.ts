@@ -159,7 +159,7 @@ interface Start {
 }
 
 /** As the image's entry point starts appup. */
-export const fewDescriptors = ["sh", "-c", 'ulimit -n 512; exec "$@"', "sh"];
+export const fewDescriptors = ["sh", "-c", 'ulimit -n 400; exec "$@"', "sh"];
 
 export class Server implements AsyncDisposable {
   static #running = new Set<Server>();
