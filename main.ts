@@ -322,6 +322,11 @@ interface Journal {
   trouble(what: unknown): void;
 }
 
+/**
+ * How many requests may wait at once. Over HTTP/1.1 there are no more, as the
+ * image bounds descriptors; over HTTP/2 there may be, and they fill V8's heap.
+ */
+const MOST_AT_ONCE = 400;
 /** How long a flip waits for other processes, in ms. */
 const PATIENCE = 2_000;
 /** How often it asks whether they are done, in ms. */
@@ -348,6 +353,7 @@ class Switch {
   private mayStartUp = false;
   private turns: Promise<unknown> = Promise.resolve();
   private nextLook?: Promise<boolean>;
+  private sharers = 0;
 
   constructor(private file: string, private journal: Journal) {
     this.stateFile = new StateFile(stateFileOf(file), draftOf(file));
@@ -360,11 +366,14 @@ class Switch {
    *
    * @throws when that can't be told: the volume gone, not a file, no permission.
    */
-  isUp(): Promise<boolean> {
-    return this.nextLook ??= turnOver().then(() => {
+  async isUp(): Promise<boolean> {
+    if (this.sharers === MOST_AT_ONCE) return this.isThere();
+    this.sharers++;
+    return await (this.nextLook ??= turnOver().then(() => {
       this.nextLook = undefined;
+      this.sharers = 0;
       return this.isThere();
-    });
+    }));
   }
 
   /** The same with what is known about it, waiting for nobody. */
@@ -587,19 +596,10 @@ const ROUTES = new Map<string, Route>([
 const ENDPOINTS = [...ROUTES]
   .map(([path, [, , does]]) => `${path.padEnd(10)}${does}\n`).join("");
 
-/**
- * How many requests may be under way. Over HTTP/1.1 there can't be more, as the
- * image bounds descriptors; over HTTP/2 there can, and they would fill the heap.
- */
-const MOST_UNDER_WAY = 400;
-
 /** Makes the handler: each request goes through here to its route. */
 function makeHandler(service: Service): Handler {
   let underWay = 0;
   return async (request, info) => {
-    if (underWay === MOST_UNDER_WAY) {
-      return respond(503, "too many requests at once");
-    }
     const { host, path } = targetOf(request);
     if (!isHost(host)) {
       return respond(400, "the Host header is no host and port");
@@ -607,6 +607,11 @@ function makeHandler(service: Service): Handler {
     const route = ROUTES.get(path);
     if (!route) {
       return respond(404, `no such endpoint; there are\n${ENDPOINTS}`);
+    }
+    // A stranger who asks much must not take the pod out of rotation by it.
+    const isProbe = path === "/health" || path === "/livez";
+    if (underWay >= MOST_AT_ONCE && !isProbe) {
+      return respond(503, "too many requests at once");
     }
     const [methods, answer] = route;
     const { method } = request;

@@ -777,6 +777,30 @@ Deno.test("a thousand clients that stall do not keep a probe waiting", async () 
   for (const connection of stalled) connection.close();
 });
 
+patiently("of too many requests at once, a probe is not refused", async () => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  const connections = await connect(app.port, 450);
+  {
+    using _nobodyFlips = await volume.lock();
+    for (const connection of connections) {
+      await send(connection, "GET /up HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    await until("too many wait", async () => {
+      const { status, body } = await app.ask("/");
+      return status === ServiceUnavailable && body.startsWith("too many");
+    });
+    const health = await brief(app.ask("/health"));
+    assertEquals(health, [ServiceUnavailable, "app is down"]);
+    assertEquals(await brief(app.ask("/livez")), [OK, "ok"]);
+  }
+  await until(
+    "it flips again",
+    async () => (await app.ask("/up")).status === OK,
+  );
+  for (const connection of connections) connection.close();
+});
+
 Deno.test("ten thousand requests at once, over HTTP/2, do not end it", async () => {
   await using volume = await makeVolume();
   await using app = await start(volume);
