@@ -26,6 +26,7 @@ class UsageError extends Error {}
 
 const now = () => new Date().toISOString();
 const after = (ms: number) => new Promise((done) => setTimeout(done, ms));
+/** Until the event loop's turn is over, and all that has arrived is read. */
 const turnOver = () => new Promise<void>((done) => setImmediate(done));
 const bytesOf = (text: string) => new TextEncoder().encode(text);
 const messageOf = (error: unknown) =>
@@ -362,7 +363,8 @@ class Switch {
 
   /**
    * Whether the file is there, by a look that begins after the call: who asks in
-   * the same turn of the event loop shares the one that follows it.
+   * the same turn of the event loop shares the one that follows it, unless too
+   * many wait for it already.
    *
    * @throws when that can't be told: the volume gone, not a file, no permission.
    */
