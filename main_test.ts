@@ -656,7 +656,10 @@ Deno.test("it imports nothing", async () => {
     args: ["info", "--json", `${import.meta.dirname}/main.ts`],
   }).output();
   const { modules } = JSON.parse(new TextDecoder().decode(stdout));
-  assertEquals(modules.length, 1);
+  assertEquals(
+    modules.map(({ specifier }: { specifier: string }) => specifier),
+    [new URL("main.ts", import.meta.url).href],
+  );
 });
 
 // ---------------------------------------------------------------------------

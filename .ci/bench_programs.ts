@@ -13,7 +13,9 @@ const root = `${import.meta.dirname}/..`;
  * reach. Rates and ratios are as a binary's; memory and starts are the CLI's. */
 export const isFromSource = Deno.args[1] === "source";
 
-const binary = Deno.env.get("APPUP_BIN") ?? `${root}/appup`;
+const binary = await Deno.realPath(
+  Deno.env.get("APPUP_BIN") ?? `${root}/appup`,
+).catch(() => "");
 
 const interrupted = interruption();
 
@@ -34,7 +36,7 @@ const floorSource = `${import.meta.dirname}/bench_floor.ts`;
 if (!isFromSource) await compileFloor();
 
 async function missing(): Promise<string[]> {
-  const found: string[] = isFromSource || exists(binary) ? [] : [
+  const found: string[] = isFromSource || binary ? [] : [
     "There is no ./appup: `deno task compile` makes it, or name one in APPUP_BIN.",
   ];
   const packages = {

@@ -7,6 +7,7 @@ export IMAGE=${IMAGE:-localhost/appup:ci}
 
 tools=../shared/tools # may not be there
 shipped=$(sed -n 's/^ARG DENO_VERSION=//p' Dockerfile)
+descriptors=$(sed -nE 's/^ENTRYPOINT .*ulimit -n ([0-9]+).*/\1/p' Dockerfile)
 seeded=2.7.11 # which the tools have a runtime for, to compile with
 
 scratch=$(mktemp -d)
