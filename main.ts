@@ -214,19 +214,17 @@ function describe({ up, by, reason, until }: State): string {
   return `${phrase(up)}${end}: ${by}${why}`;
 }
 
-/** What a look finds: the file, and a state where one agrees with it. */
-interface Found {
-  up: boolean;
-  state?: State;
-}
+/** What a look finds: the file, and the rest where a state agrees with it. */
+type Found = Pick<State, "up"> & Partial<State>;
 
 /** The same in a few lines, for the page and `appup health`. */
-function report({ up, state }: Found): string {
+function report({ up, since, by, reason, until }: Found): string {
   return [
     phrase(up),
-    state && `since  ${state.since}\nby     ${state.by}`,
-    state?.reason && `why    ${state.reason}`,
-    state?.until && `until  ${state.until}`,
+    since && `since  ${since}`,
+    by && `by     ${by}`,
+    reason && `why    ${reason}`,
+    until && `until  ${until}`,
   ].filter(Boolean).join("\n");
 }
 
@@ -382,7 +380,7 @@ class Switch {
   async look(): Promise<Found> {
     const up = await this.isUp();
     const { state } = await this.stateFile.read();
-    return { up, state: [state, this.known].find((one) => one?.up === up) };
+    return [state, this.known].find((one) => one?.up === up) ?? { up };
   }
 
   /**
@@ -775,16 +773,14 @@ async function metrics(service: Service): Promise<Response> {
 }
 
 /** The metrics in Prometheus' text format, version 0.0.4. */
-function renderMetrics(found: Found, { appup, tally }: Service): string {
+function renderMetrics({ up, until }: Found, { appup, tally }: Service) {
   const requestCounts = [...tally.requests]
     .map(([labels, count]) => `appup_requests_total${labels} ${count}\n`);
-  const drainEnds = found.state?.until &&
-    `appup_drain_ends_timestamp_seconds ${
-      Date.parse(found.state.until) / 1000
-    }\n`;
+  const drainEnds = until &&
+    `appup_drain_ends_timestamp_seconds ${Date.parse(until) / 1000}\n`;
   return `# HELP appup_up Whether the app is up.
 # TYPE appup_up gauge
-appup_up ${+found.up}
+appup_up ${+up}
 # HELP appup_transitions_total Turns up and down.
 # TYPE appup_transitions_total counter
 appup_transitions_total{to="up"} ${appup.transitions.up}
