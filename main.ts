@@ -349,12 +349,19 @@ class Switch {
   private stateFile: StateFile;
   private folder: string;
   private known?: State;
-  private mayStartUp = false;
   private turns: Promise<unknown> = Promise.resolve();
   private nextLook?: Promise<boolean>;
   private sharers = 0;
 
-  constructor(private file: string, private journal: Journal) {
+  /**
+   * With `mayStartUp`, the first settlement that can goes up where the volume is
+   * new: a crash must not put a pod back that somebody took out.
+   */
+  constructor(
+    private file: string,
+    private journal: Journal,
+    private mayStartUp = false,
+  ) {
     this.stateFile = new StateFile(stateFileOf(file), draftOf(file));
     this.folder = folderOf(file);
   }
@@ -404,15 +411,6 @@ class Switch {
         until: drain && new Date(Date.now() + drain.ms).toISOString(),
       });
     });
-  }
-
-  /**
-   * The first settlement. With `startUp`, the first one that can goes up where
-   * the volume is new: a crash must not put a pod back that somebody took out.
-   */
-  begin(startUp: boolean): Promise<void> {
-    this.mayStartUp = startUp;
-    return this.settle();
   }
 
   /**
@@ -484,9 +482,7 @@ class Switch {
     const up = this.isThere();
     const { isThere, state, oddity } = await this.stateFile.read();
     if (oddity) this.journal.trouble(oddity);
-    if (!this.known) {
-      this.mayStartUp &&= !isThere && !await this.stateFile.wasSetAside();
-    }
+    this.mayStartUp &&= !isThere && !await this.stateFile.wasSetAside();
     // Who emptied it had no room for a state, and no drain goes on without one.
     // Whoever lost it otherwise did not mean to.
     const isEmptied = isThere && !oddity;
@@ -952,7 +948,7 @@ async function serve(config: Config): Promise<void> {
   }
   const tokenDigest = token === undefined ? undefined : await digestOf(token);
   const log = new Log();
-  const appup = new Switch(file, log);
+  const appup = new Switch(file, log, startUp);
   const handler = makeHandler({
     appup,
     journal: log,
@@ -961,7 +957,7 @@ async function serve(config: Config): Promise<void> {
     tokenDigest,
   });
   const listener = new Listener(port, handler, log);
-  await Promise.race([appup.begin(startUp), stop.promise]);
+  await Promise.race([appup.settle(), stop.promise]);
   const { address } = listener;
   const host = address.hostname.replace(/.*:.*/, "[$&]");
   const found = await appup.look().then(({ up }) => phrase(up), messageOf);
