@@ -244,34 +244,30 @@ function parseState(text: string): State {
 /** Far more than a state takes, in bytes. */
 const LARGEST_STATE = 64 * 1024;
 
-/** What lies where the state is kept. */
-interface Kept {
-  isThere: boolean;
-  /** None in an empty file: seen before, nothing known. */
-  state?: State;
-  /** Why what lies there is no state. */
-  oddity?: string;
-}
-
 /** Where the state is kept, beside `UP_FILE`. It reads and writes, no more. */
 class StateFile {
   constructor(private path: string, private draft: string) {}
 
-  /** @throws when the file system fails, but not for an oddity. */
-  async read(): Promise<Kept> {
+  /**
+   * What lies there, if anything does: a state, or an oddity (why it is none), or
+   * neither in an empty file: seen before, nothing known.
+   *
+   * @throws when the file system fails, but not for an oddity.
+   */
+  async read(): Promise<{ state?: State; oddity?: string } | void> {
     try {
       const found = await ifThere(Deno.lstat(this.path));
-      if (!found) return { isThere: false };
+      if (!found) return;
       // Reading anything else could wait, or go on, for ever.
       if (!found.isFile) throw new SyntaxError("not a regular file");
       if (found.size > LARGEST_STATE) throw new SyntaxError("too large");
       const text = await Deno.readTextFile(this.path);
-      return { isThere: true, state: text ? parseState(text) : undefined };
+      return text ? { state: parseState(text) } : {};
     } catch (error) {
       const isOdd = error instanceof SyntaxError ||
         error instanceof Deno.errors.PermissionDenied;
       if (!isOdd) throw error;
-      return { isThere: true, oddity: `${this.path}: ${error.message}` };
+      return { oddity: `${this.path}: ${error.message}` };
     }
   }
 
@@ -386,8 +382,8 @@ class Switch {
   /** The same with what is known about it, waiting for nobody. */
   async look(): Promise<Found> {
     const up = await this.isUp();
-    const { state } = await this.stateFile.read();
-    return [state, this.known].find((one) => one?.up === up) ?? { up };
+    const kept = await this.stateFile.read();
+    return [kept?.state, this.known].find((one) => one?.up === up) ?? { up };
   }
 
   /**
@@ -480,19 +476,17 @@ class Switch {
   /** Believes the file, makes the state agree with it, and returns that. */
   private async catchUp(): Promise<State> {
     const up = this.isThere();
-    const { isThere, state, oddity } = await this.stateFile.read();
-    if (oddity) this.journal.trouble(oddity);
-    this.mayStartUp &&= !isThere && !await this.stateFile.wasSetAside();
+    const kept = await this.stateFile.read();
+    if (kept?.oddity) this.journal.trouble(kept.oddity);
+    this.mayStartUp &&= !kept && !await this.stateFile.wasSetAside();
+    let last = kept?.state ?? this.known;
     // Who emptied it had no room for a state, and no drain goes on without one.
     // Whoever lost it otherwise did not mean to.
-    const isEmptied = isThere && !oddity;
-    const last = state ??
-      (this.known && isEmptied
-        ? { ...this.known, until: undefined }
-        : this.known);
+    const isEmptied = kept && !kept.state && !kept.oddity;
+    if (last && isEmptied) last = { ...last, until: undefined };
     const by = last ? BY_HAND : NOT_KNOWN;
     const agreed = last?.up === up ? last : { up, since: now(), by };
-    if (agreed !== state && agreed.by !== NOT_KNOWN) {
+    if (agreed !== kept?.state && agreed.by !== NOT_KNOWN) {
       await this.keep(agreed).catch((error) => this.journal.trouble(error));
     }
     this.learn(agreed);
