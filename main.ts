@@ -311,11 +311,7 @@ async function ifThere<T>(promise: Promise<T>): Promise<T | void> {
 // The switch
 
 /** Who is told what happens to a switch, a line each. */
-interface Journal {
-  event(line: string): void;
-  /** Something goes wrong; it may be met time and again. */
-  trouble(what: unknown): void;
-}
+type Journal = Pick<Log, "event" | "trouble">;
 
 /**
  * How many requests may wait at once. Over HTTP/1.1 there are no more, as the
@@ -555,7 +551,7 @@ class Switch {
 /** What the routes answer from. */
 interface Service {
   appup: Switch;
-  journal: Journal;
+  log: Log;
   tally: Tally;
   fromPodOnly: boolean;
   /** SHA-256 of the token that the toggles ask for, if they do. */
@@ -612,7 +608,7 @@ function makeHandler(service: Service): Handler {
         ? await answer(service, request, info)
         : respond(405, `not ${method}`, { allow: methods.join(", ") });
     } catch (error) {
-      service.journal.trouble(error);
+      service.log.trouble(error);
       response = respond(503, messageOf(error));
     }
     underWay--;
@@ -683,7 +679,7 @@ async function toggle(service: Service, request: Request, info: Info) {
     return respond(wasDown ? 503 : 200, outcome(up, changed, options));
   } catch (error) {
     if (error instanceof UsageError) return respond(400, error.message);
-    service.journal.event(`${by} failed: ${messageOf(error)}`);
+    service.log.event(`${by} failed: ${messageOf(error)}`);
     return respond(503, messageOf(error));
   }
 }
@@ -829,15 +825,15 @@ function print(line: string, to: { writeSync(bytes: Uint8Array): number }) {
   }
 }
 
-/** The log on stdout. A trouble has a line when it begins and one when it is
- * over, however often it is met in between. */
-class Log implements Journal {
+/** The log on stdout. */
+class Log {
   private troubles = new Map<string, number>();
 
   event(line: string): void {
     print(`${now()} ${line}`, Deno.stdout);
   }
 
+  /** A line when it begins and one when it is over, however often it is met. */
   trouble(what: unknown): void {
     if ((what as { code?: string }).code === "EMFILE") return; // Listener tells
     const line = messageOf(what);
@@ -870,7 +866,7 @@ class Listener {
   constructor(
     port: number,
     private handler: Handler,
-    private journal: Journal,
+    private log: Log,
   ) {
     try {
       this.server = this.listen("::", port); // answers IPv4, too
@@ -916,7 +912,7 @@ class Listener {
     connections.abort(); // half requests, too: they hold the descriptors
     server.shutdown().catch(() => {}); // or Deno 2.7 keeps 20 KB of each
     this.lastLost = performance.now();
-    this.journal.trouble("too many connections: closed all, to listen again");
+    this.log.trouble("too many connections: closed all, to listen again");
   }
 
   private checkLater(): void {
@@ -945,7 +941,7 @@ async function serve(config: Config): Promise<void> {
   const appup = new Switch(file, log, startUp);
   const handler = makeHandler({
     appup,
-    journal: log,
+    log,
     tally: new Tally(),
     fromPodOnly,
     tokenDigest,
