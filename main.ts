@@ -594,16 +594,15 @@ function makeHandler(service: Service): Handler {
     if (!route) {
       return respond(404, `no such endpoint; there are\n${ENDPOINTS}`);
     }
-    // A stranger who asks much must not take the pod out of rotation by it.
-    const isProbe = path === "/health" || path === "/livez";
-    if (underWay >= MOST_AT_ONCE && !isProbe) {
-      return respond(503, "too many requests at once");
-    }
     const [methods, answer] = route;
     const { method } = request;
+    // A stranger who asks much must not take the pod out of rotation by it.
+    const isProbe = path === "/health" || path === "/livez";
     let response: Response;
-    underWay++;
     try {
+      if (++underWay > MOST_AT_ONCE && !isProbe) {
+        throw new Error("too many requests at once");
+      }
       response = methods.includes(method)
         ? await answer(service, request, info)
         : respond(405, `not ${method}`, { allow: methods.join(", ") });
