@@ -607,8 +607,9 @@ function makeHandler(service: Service): Handler {
         ? await answer(service, request, info)
         : respond(405, `not ${method}`, { allow: methods.join(", ") });
     } catch (error) {
-      service.log.trouble(error);
-      response = respond(503, messageOf(error));
+      const isCallers = error instanceof UsageError;
+      if (!isCallers) service.log.trouble(error);
+      response = respond(isCallers ? 400 : 503, messageOf(error));
     }
     underWay--;
     service.tally.count(path, request, response);
@@ -671,16 +672,10 @@ async function toggle(service: Service, request: Request, info: Info) {
   if (refusal) return refusal;
   const up = path === "/up";
   const by = `${request.method} ${path} from ${from}`;
-  try {
-    const options = parseFlipOptions(up, new URLSearchParams(query));
-    const changed = await service.appup.flip(up, by, options);
-    const wasDown = !up && !changed && !options.drain;
-    return respond(wasDown ? 503 : 200, outcome(up, changed, options));
-  } catch (error) {
-    if (error instanceof UsageError) return respond(400, error.message);
-    service.log.event(`${by} failed: ${messageOf(error)}`);
-    return respond(503, messageOf(error));
-  }
+  const options = parseFlipOptions(up, new URLSearchParams(query));
+  const changed = await service.appup.flip(up, by, options);
+  const wasDown = !up && !changed && !options.drain;
+  return respond(wasDown ? 503 : 200, outcome(up, changed, options));
 }
 
 /** The answer to a toggle that may not be. */
