@@ -949,22 +949,22 @@ async function serve(config: Config): Promise<void> {
     `appup ${VERSION} on ${host}:${address.port} for ${file}: ${found}`,
   );
 
-  // Somebody may probe with `cat` alone: without any request, too, a drain ends
-  // when it should, and what others did is seen.
-  const settleLater = (): ReturnType<typeof setTimeout> => {
-    const left = appup.drainLeft;
-    const isSoon = left > 0 && left < SETTLE_EVERY;
-    return setTimeout(async () => {
-      await appup.settle();
-      log.endTroubles();
-      settling = settleLater();
-    }, isSoon ? left : SETTLE_EVERY);
-  };
-  let settling = settleLater();
-
+  settleForEver(appup, log);
   log.event(`${await stop.promise}: stopping`);
-  clearTimeout(settling);
   await listener.stop();
+}
+
+/**
+ * Somebody may probe with `cat` alone: without any request, too, a drain ends
+ * when it should, and what others did is seen. The end of the process ends it.
+ */
+async function settleForEver(appup: Switch, log: Log): Promise<never> {
+  while (true) {
+    const left = appup.drainLeft;
+    await after(left > 0 && left < SETTLE_EVERY ? left : SETTLE_EVERY);
+    await appup.settle();
+    log.endTroubles();
+  }
 }
 
 // ---------------------------------------------------------------------------
