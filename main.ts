@@ -559,12 +559,8 @@ interface Service {
 }
 
 type Handler = Deno.ServeHandler<Deno.NetAddr>;
-type Info = Parameters<Handler>[1];
-type Answer = (
-  service: Service,
-  request: Request,
-  info: Info,
-) => ReturnType<Handler>;
+type Asked = Parameters<Handler>;
+type Answer = (service: Service, ...asked: Asked) => ReturnType<Handler>;
 type Route = [methods: string[], answer: Answer, does: string];
 
 const READ = ["GET", "HEAD"];
@@ -665,7 +661,7 @@ function livez(): Response {
   return respond(200, "ok");
 }
 
-async function toggle(service: Service, request: Request, info: Info) {
+async function toggle(service: Service, ...[request, info]: Asked) {
   const { path, query } = targetOf(request);
   const from = info.remoteAddr.hostname.replace(/^::ffff:/, "");
   const refusal = await refuse(request.headers, from, service);
@@ -933,14 +929,8 @@ async function serve(config: Config): Promise<void> {
   const tokenDigest = token === undefined ? undefined : await digestOf(token);
   const log = new Log();
   const appup = new Switch(file, log, startUp);
-  const handler = makeHandler({
-    appup,
-    log,
-    tally: new Tally(),
-    fromPodOnly,
-    tokenDigest,
-  });
-  const listener = new Listener(port, handler, log);
+  const service = { appup, log, tally: new Tally(), fromPodOnly, tokenDigest };
+  const listener = new Listener(port, makeHandler(service), log);
   await Promise.race([appup.settle(), stop.promise]);
   const { address } = listener;
   const host = address.hostname.replace(/.*:.*/, "[$&]");
