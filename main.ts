@@ -389,9 +389,8 @@ class Switch {
    * @throws when the file can't be flipped, a drain's end can't be kept, or
    * another process holds the lock for too long. Then nothing is flipped.
    */
-  flip(up: boolean, by: string, options: FlipOptions): Promise<boolean> {
+  flip(up: boolean, by: string, { drain, reason }: FlipOptions) {
     return this.alone(async () => {
-      const { drain, reason } = options;
       const before = await this.catchUp();
       const isSame = before.up === up && before.by !== NOT_KNOWN;
       if (isSame && !drain && !reason && !before.until) return false;
@@ -730,13 +729,12 @@ async function bears(digest: Uint8Array, headers: Headers): Promise<boolean> {
 
 async function page({ appup, tally }: Service): Promise<Response> {
   const state = report(await appup.look());
-  const asked = whoAsked(tally, Date.now());
-  return respond(200, `${state}\n${asked}\n\n${ENDPOINTS}`);
+  return respond(200, `${state}\n${whoAsked(tally)}\n\n${ENDPOINTS}`);
 }
 
-function whoAsked({ lastProbe }: Tally, at: number): string {
+function whoAsked({ lastProbe }: Tally): string {
   if (!lastProbe) return "asked  by nobody since the start: is there a probe?";
-  const ago = ((at - lastProbe.at) / 1000).toFixed(1);
+  const ago = ((Date.now() - lastProbe.at) / 1000).toFixed(1);
   const by = lastProbe.by.slice(0, 60).replace(/[^\x20-\x7e]/g, "?");
   return `asked  ${ago} s ago by ${by || "no name"}: ${lastProbe.status}`;
 }
