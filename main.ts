@@ -558,8 +558,12 @@ interface Service {
 }
 
 type Handler = Deno.ServeHandler<Deno.NetAddr>;
-type Asked = Parameters<Handler>;
-type Answer = (service: Service, ...asked: Asked) => ReturnType<Handler>;
+type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
+type Answer = (
+  service: Service,
+  request: Request,
+  info: Info,
+) => ReturnType<Handler>;
 type Route = [methods: string[], answer: Answer, does: string];
 
 const READ = ["GET", "HEAD"];
@@ -660,7 +664,7 @@ function livez(): Response {
   return respond(200, "ok");
 }
 
-async function toggle(service: Service, ...[request, info]: Asked) {
+async function toggle(service: Service, request: Request, info: Info) {
   const { path, query } = targetOf(request);
   const from = info.remoteAddr.hostname.replace(/^::ffff:/, "");
   const refusal = await refuse(request.headers, from, service);

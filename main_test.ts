@@ -445,7 +445,7 @@ Deno.test("simultaneous /up are all 200 and never truncate", async () => {
   }
 });
 
-Deno.test("what else goes wrong is a 503 that says what and where", async (t) => {
+Deno.test("what else goes wrong is a 503, and one line, that says what and where", async (t) => {
   const cases: {
     name: string;
     says: RegExp;
@@ -515,12 +515,14 @@ Deno.test("what else goes wrong is a 503 that says what and where", async (t) =>
         await using volume = await makeVolume();
         await using app = await start(volume, {}, wrapper?.(volume));
         await spoil?.(volume);
-        for (const path of asks) {
+        for (const path of [...asks, ...asks]) {
           const { status, body } = await app.ask(path);
           assertEquals(status, ServiceUnavailable, `${path}: ${body}`);
           assertMatch(body, says);
           assert(!body.includes("\n"), body);
           await app.logs(body);
+          const isSame = (line: string) => line.endsWith(`Z ${body}`);
+          assertEquals(app.log.filter(isSame).length, 1, app.log.join("\n"));
         }
         await mend?.(volume);
         if (!mend) return;
@@ -802,6 +804,10 @@ patiently("of too many requests at once, a probe is not refused", async () => {
     async () => (await app.ask("/up")).status === OK,
   );
   for (const connection of connections) connection.close();
+  const { body } = await app.ask("/metrics");
+  assertStringIncludes(body, 'appup_requests_total{path="/",code="503"} ');
+  const isSame = (line: string) => line.endsWith("Z too many requests at once");
+  assertEquals(app.log.filter(isSame).length, 1, app.log.join("\n"));
 });
 
 Deno.test("ten thousand requests at once, over HTTP/2, do not end it", async () => {
