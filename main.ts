@@ -166,10 +166,11 @@ function parseDrain(up: boolean, text: string): FlipOptions["drain"] {
   return { ms: seconds * 1000, text: unit ? text : `${text}s` };
 }
 
+/** Line breaks and changes of direction: they could forge a line of the log. */
+const FORGES = /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/u;
+
 function parseReason(text: string): string {
-  // Line breaks and changes of direction could forge a line of the log.
-  const forges = /[\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]/u;
-  if ([...text].length > LONGEST_REASON || forges.test(text)) {
+  if ([...text].length > LONGEST_REASON || FORGES.test(text)) {
     throw new UsageError(
       `a reason is at most ${LONGEST_REASON} characters, without control ` +
         "characters, line breaks or bidirectional controls",
@@ -231,13 +232,14 @@ function report({ up, since, by, reason, until }: Found): string {
 /** @throws {SyntaxError} for what no appup wrote. */
 function parseState(text: string): State {
   const { up, since, by, reason, until } = JSON.parse(text) ?? {};
-  const isText = (value: unknown) => typeof value === "string";
+  const isText = (value: unknown) =>
+    typeof value === "string" && !FORGES.test(value);
   const isTime = (value: unknown) =>
     isText(value) && Date.parse(`${value}`) > 0;
   const isState = typeof up === "boolean" && isTime(since) && isText(by) &&
     (reason === undefined || isText(reason)) &&
     (until === undefined || (isTime(until) && !up));
-  if (!isState) throw new SyntaxError("not what appup writes");
+  if (!isState) throw new SyntaxError();
   return { up, since, by, reason, until };
 }
 
@@ -255,19 +257,23 @@ class StateFile {
    * @throws when the file system fails, but not for an oddity.
    */
   async read(): Promise<{ state?: State; oddity?: string } | void> {
+    const odd = (why: string) => ({ oddity: `${this.path}: ${why}` });
     try {
       const found = await ifThere(Deno.lstat(this.path));
       if (!found) return;
       // Reading anything else could wait, or go on, for ever.
-      if (!found.isFile) throw new SyntaxError("not a regular file");
-      if (found.size > LARGEST_STATE) throw new SyntaxError("too large");
-      const text = await Deno.readTextFile(this.path);
+      if (!found.isFile) return odd("not a regular file");
+      if (found.size > LARGEST_STATE) return odd("too large");
+      const text = await ifThere(Deno.readTextFile(this.path));
+      if (text === undefined) return;
       return text ? { state: parseState(text) } : {};
     } catch (error) {
-      const isOdd = error instanceof SyntaxError ||
-        error instanceof Deno.errors.PermissionDenied;
-      if (!isOdd) throw error;
-      return { oddity: `${this.path}: ${error.message}` };
+      // The engine's message would bring a part of the text into the log.
+      if (error instanceof SyntaxError) return odd("not what appup writes");
+      if (error instanceof Deno.errors.PermissionDenied) {
+        return odd(error.message);
+      }
+      throw error;
     }
   }
 
@@ -284,17 +290,20 @@ class StateFile {
     }
   }
 
-  /** Empties it in place, which takes no room. */
+  /** Empties it in place, which takes no room: seen before, nothing known. */
   async empty(): Promise<void> {
     const found = await ifThere(Deno.lstat(this.path));
     if (found && !found.isFile) return;
-    await Deno.writeTextFile(this.path, "")
-      .catch(() => ifThere(Deno.remove(this.path)));
+    const write = () => Deno.writeTextFile(this.path, "");
+    await write().catch(async () => {
+      await ifThere(Deno.remove(this.path)); // another user's
+      await write();
+    });
   }
 
   /** Whether an appup 1.0 met a damaged one, and set it aside. */
-  async wasSetAside(): Promise<boolean> {
-    return Boolean(await ifThere(Deno.lstat(`${this.path}.damaged`)));
+  wasSetAside(): Promise<boolean> {
+    return Deno.lstat(`${this.path}.damaged`).then(() => true, () => false);
   }
 }
 
@@ -341,18 +350,19 @@ class Switch {
   private stateFile: StateFile;
   private folder: string;
   private known?: State;
+  private isNew = true;
   private turns: Promise<unknown> = Promise.resolve();
   private nextLook?: Promise<boolean>;
   private sharers = 0;
 
   /**
-   * With `mayStartUp`, the first settlement that can goes up where the volume is
+   * With `startUp`, the first settlement that can goes up where the volume is
    * new: a crash must not put a pod back that somebody took out.
    */
   constructor(
     private file: string,
     private journal: Journal,
-    private mayStartUp = false,
+    private startUp = false,
   ) {
     this.stateFile = new StateFile(stateFileOf(file), draftOf(file));
     this.folder = folderOf(file);
@@ -413,7 +423,7 @@ class Switch {
       await this.alone(async () => {
         const { by, until } = await this.catchUp();
         const isOver = until && Date.parse(until) <= Date.now();
-        const isStart = this.mayStartUp && by === NOT_KNOWN;
+        const isStart = this.startUp && this.isNew && by === NOT_KNOWN;
         const why = isOver ? "its drain is over" : isStart && "UP_INITIAL";
         if (why) await this.turn({ up: true, since: now(), by: why });
       });
@@ -473,7 +483,7 @@ class Switch {
     const up = this.isThere();
     const kept = await this.stateFile.read();
     if (kept?.oddity) this.journal.trouble(kept.oddity);
-    this.mayStartUp &&= !kept && !await this.stateFile.wasSetAside();
+    this.isNew &&= !kept && !await this.stateFile.wasSetAside();
     let last = kept?.state ?? this.known;
     // Who emptied it had no room for a state, and no drain goes on without one.
     // Whoever lost it otherwise did not mean to.
@@ -481,9 +491,9 @@ class Switch {
     if (last && isEmptied) last = { ...last, until: undefined };
     const by = last ? BY_HAND : NOT_KNOWN;
     const agreed = last?.up === up ? last : { up, since: now(), by };
-    if (agreed !== kept?.state && agreed.by !== NOT_KNOWN) {
-      await this.keep(agreed).catch((error) => this.journal.trouble(error));
-    }
+    // A volume that is new stays so until somebody decides something.
+    const isWorthKeeping = agreed.by !== NOT_KNOWN || !this.isNew;
+    if (isWorthKeeping && agreed !== kept?.state) await this.note(agreed);
     this.learn(agreed);
     return agreed;
   }
@@ -491,8 +501,11 @@ class Switch {
   private async turn(state: State): Promise<boolean> {
     if (!state.up) await this.keep(state);
     const changed = state.up ? await this.create() : await this.remove();
-    if (state.up) await this.keep(state);
-    this.learn(state);
+    const isOvertaken = !changed && this.known?.up !== state.up;
+    const isByHand = isOvertaken && !state.until && !state.reason;
+    const found = isByHand ? { ...state, by: BY_HAND } : state;
+    if (state.up || isByHand) await this.note(found);
+    this.learn(found);
     return changed;
   }
 
@@ -533,6 +546,11 @@ class Switch {
       const why = messageOf(error);
       this.journal.trouble(`since when, by whom and why is not kept: ${why}`);
     }
+  }
+
+  /** Keeps what is so already, if it can. */
+  private note(state: State): Promise<void> {
+    return this.keep(state).catch((error) => this.journal.trouble(error));
   }
 
   private learn(state: State): void {

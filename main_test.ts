@@ -41,12 +41,18 @@ type Env = Record<string, string>;
 /** A script that runs ahead of the program, in its process; only from source. */
 type Preload = string;
 
-/** Makes each change of the file system wait for this code. */
-async function beforeChanges(path: string, code: string): Promise<Preload> {
+const CHANGES = ["writeFile", "writeTextFile", "rename", "remove"];
+
+/** Makes each change of the file system, or other calls, wait for this code. */
+async function beforeChanges(
+  path: string,
+  code: string,
+  names = CHANGES,
+): Promise<Preload> {
   await Deno.writeTextFile(
     path,
     `let changes = 0;
-    for (const name of ["writeFile", "writeTextFile", "rename", "remove"]) {
+    for (const name of ${JSON.stringify(names)}) {
       const real = Deno[name];
       Deno[name] = async (...args) => {
         changes++;
@@ -595,7 +601,9 @@ Deno.test("a wrong value ends the start with a line that names it", async (t) =>
     "the longest name that has room for its state file's",
     async () => {
       const env = { UP_FILE: `${volume.folder}/${"x".repeat(245)}` };
-      assertEquals((await run(["up"], env)).code, 0);
+      await using _app = await start(volume, { ...env, UP_INITIAL: "up" });
+      assertEquals(await exists(env.UP_FILE), true);
+      assertEquals((await run(["down"], env)).code, 0);
     },
   );
 });
@@ -986,6 +994,8 @@ Deno.test("a wrong duration or reason is 400 and flips nothing", async (t) => {
       ["reason=%7F", "control characters"],
       ["reason=%C2%85", "control characters"],
       ["reason=%E2%80%A8", "line breaks"],
+      ["reason=%D8%9C", "bidirectional controls"],
+      ["reason=%E2%80%8E", "bidirectional controls"],
       ["reason=%E2%80%AA", "bidirectional controls"],
       ["reason=%E2%80%AE", "bidirectional controls"],
       ["reason=%E2%81%A6", "bidirectional controls"],
@@ -1219,6 +1229,27 @@ patiently(
       assertEquals((await volume.state()).reason, "kept");
       assertEquals(await isUpAfter(volume), false);
     });
+    for (const mark of ["", "{"]) {
+      await t.step(`a crash after an rm of a state ${mark}`, async () => {
+        await using volume = await makeVolume();
+        await Deno.writeTextFile(volume.stateFile, mark);
+        await crash(volume, async () => {
+          await Deno.remove(volume.stateFile);
+          await until("it is marked again", () => exists(volume.stateFile));
+        });
+        assertEquals(await isUpAfter(volume), false);
+      });
+    }
+    await t.step("another process that was there first", async () => {
+      await using volume = await makeVolume();
+      await Deno.chmod(volume.folder, 0o555);
+      await using app = await start(volume, initial, WITHOUT_PRIVILEGES);
+      await app.logs("Permission denied");
+      await Deno.writeTextFile(volume.stateFile, ""); // it had no room for more
+      await Deno.chmod(volume.folder, 0o755);
+      await after(1_500);
+      assertEquals(await exists(volume.file), false);
+    });
     await t.step("a volume that can't be written at first", async () => {
       await using volume = await makeVolume();
       await Deno.chmod(volume.folder, 0o555);
@@ -1295,6 +1326,9 @@ Deno.test("what lies where the state should be hinders nobody", async (t) => {
     JSON.stringify({ up: true, since, by: "x", until: since }),
     JSON.stringify({ up: false, since, until: since }),
     JSON.stringify({ up: false, since, by: "x", reason: "x".repeat(65_536) }),
+    JSON.stringify({ up: false, since, by: "x\nforged" }),
+    JSON.stringify({ up: false, since, by: "x", reason: "\u202eforged" }),
+    "\nforged",
   ];
   const oddities: Record<string, (path: string) => Promise<unknown>> = {
     ...Object.fromEntries(texts.map((text) => [
@@ -1334,11 +1368,50 @@ Deno.test("what lies where the state should be hinders nobody", async (t) => {
         line.includes(`Z ${volume.stateFile}: `)
       );
       assertEquals(lines.length, 1, lines.join("\n"));
+      assert(!app.log.join().includes("forged"), app.log.join("\n"));
       app.kill("SIGTERM");
       assertEquals((await app.ended).code, 0);
     },
   ]);
   await sideBySide(t, Object.fromEntries(steps));
+});
+
+Deno.test({
+  name: "a state that goes as it is read is not there",
+  ignore: BINARY !== undefined,
+  fn: async () => {
+    await using volume = await makeVolume();
+    await using scratch = await makeVolume();
+    const preload = await beforeChanges(
+      `${scratch.folder}/preload.ts`,
+      "Deno.removeSync(args[0]);",
+      ["readTextFile"],
+    );
+    await using app = await start(volume, {}, [], preload);
+    await app.ask("/up");
+    for (const path of ["/", "/up", "/down?for=1h", "/down?for=1h"]) {
+      assertEquals((await app.ask(path)).status, OK);
+    }
+  },
+});
+
+Deno.test({
+  name: "an /up that can keep nothing is up",
+  ignore: BINARY !== undefined,
+  fn: async () => {
+    await using volume = await makeVolume();
+    await using scratch = await makeVolume();
+    const preload = await beforeChanges(
+      `${scratch.folder}/preload.ts`,
+      'if (name !== "writeFile") throw new Error("not permitted");',
+    );
+    await using app = await start(volume, {}, [], preload);
+    assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
+    assertEquals(await exists(volume.file), true);
+    await app.logs("not permitted");
+    assertEquals((await app.ask("/down")).status, ServiceUnavailable);
+    assertEquals(await exists(volume.file), true);
+  },
 });
 
 Deno.test("what lies where a state is drafted hinders nobody either", async (t) => {
@@ -1425,6 +1498,14 @@ patiently(
         await using volume = await makeVolume();
         const before = '"$@" up >&2 && "$@" down >&2';
         const wrapper = onFullDisk(volume, 0, before);
+        await using app = await start(volume, { UP_INITIAL: "up" }, wrapper);
+        assertEquals(await isUp(app), false);
+      },
+      "not a new volume, with a state of somebody else's": async () => {
+        await using volume = await makeVolume();
+        const before = `"$@" up >&2 && chmod 444 ${volume.stateFile} &&` +
+          ` ${WITHOUT_PRIVILEGES.join(" ")} "$@" down >&2`;
+        const wrapper = onFullDisk(volume, 1, before);
         await using app = await start(volume, { UP_INITIAL: "up" }, wrapper);
         assertEquals(await isUp(app), false);
       },
@@ -1607,6 +1688,47 @@ Deno.test("an rm is not put down to who asks for /down next", async () => {
   assertStringIncludes((await app.ask("/")).body, `\nby     ${BY_HAND}\n`);
   await app.logs(`app is down: ${BY_HAND}`);
   assert(!app.log.join().includes("/down from"));
+});
+
+Deno.test({
+  name: "who is overtaken by hand did not do it, unless it adds something",
+  ignore: BINARY !== undefined,
+  fn: async (t) => {
+    await using scratch = await makeVolume();
+    const overtaken = await beforeChanges(
+      `${scratch.folder}/preload.ts`,
+      `if (args[0].endsWith("/up.txt")) {
+        if (name === "remove") Deno.removeSync(args[0]);
+        else Deno.writeTextFileSync(args[0], "");
+      }`,
+    );
+    for (
+      const [isUp, path, status, by] of [
+        [true, "/down", ServiceUnavailable, BY_HAND],
+        [false, "/up", OK, BY_HAND],
+        [
+          true,
+          "/down?reason=x",
+          ServiceUnavailable,
+          "GET /down from 127.0.0.1",
+        ],
+        [true, "/down?for=1h", OK, "GET /down from 127.0.0.1"],
+        [false, "/up?reason=x", OK, "GET /up from 127.0.0.1"],
+      ] as const
+    ) {
+      await t.step(path, async () => {
+        await using volume = await makeVolume();
+        await volume.keep({ up: isUp });
+        if (isUp) await volume.touch();
+        await using app = await start(volume, {}, [], overtaken);
+        assertEquals((await app.ask(path)).status, status);
+        assertEquals((await volume.state()).by, by);
+        assertEquals((await volume.state()).up, !isUp);
+        assertStringIncludes((await app.ask("/")).body, `\nby     ${by}\n`);
+        await app.logs(`: ${by}`);
+      });
+    }
+  },
 });
 
 Deno.test("an /up amid touches and rms is never an error", async () => {
