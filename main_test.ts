@@ -597,6 +597,17 @@ Deno.test("a wrong value ends the start with a line that names it", async (t) =>
       ["UP_FILE", "UP_PORT", "UP_INITIAL", "UP_FROM", "UP_TOKEN"],
     );
   });
+  for (const name of ["UP_FILE", "UP_TOKEN"]) {
+    await t.step(`a ${name} that is no text`, async () => {
+      const set = `export ${name}=$(printf 's3cret\\377') && exec "$@"`;
+      const wrapper = ["sh", "-c", set, "sh"];
+      const env = { UP_FILE: volume.file };
+      const { code, stderr } = await run([], env, wrapper);
+      assertEquals(code, 2);
+      assert(stderr.startsWith(`${name}=`), stderr);
+      assert(!stderr.includes("s3cret"), stderr);
+    });
+  }
   await t.step(
     "the longest name that has room for its state file's",
     async () => {
@@ -1923,13 +1934,13 @@ Deno.test("a Host that is none is a 400, and no way around a path", async (t) =>
       ["10.0.0.7:0", ServiceUnavailable],
       ["[::1]:65535", ServiceUnavailable],
       ["[fe80::1]", ServiceUnavailable],
+      ["a:", ServiceUnavailable], // a port may be empty (RFC 3986, 3.2.3)
       ["", ServiceUnavailable], // from who knows none (RFC 9112, 3.2)
       ["a/up?x=", BadRequest],
       ["a/up#", BadRequest],
       ["a\\up", BadRequest],
       ["u@a", BadRequest],
       ["a:65536", BadRequest],
-      ["a:", BadRequest],
       ["a:b", BadRequest],
       ["::1", BadRequest],
       ["a b", BadRequest],
@@ -1937,6 +1948,7 @@ Deno.test("a Host that is none is a 400, and no way around a path", async (t) =>
       ["a\x1b[2J", BadRequest],
       ["a/up?x=\r\nHost: a", BadRequest],
       ["a/health?x=", BadRequest],
+      ["a/health#", BadRequest],
       ["a/", BadRequest],
     ] as const
   ) {
@@ -1964,17 +1976,41 @@ Deno.test("a Host that is none is a 400, and no way around a path", async (t) =>
     const { status } = await app.ask("/health?from=/up");
     assertEquals(status, ServiceUnavailable);
   });
-  await t.step("another way to say where", async () => {
-    for (const target of ["http://a/up", "//up", "/./up", "*", "/%75p"]) {
-      const request = `GET ${target} HTTP/1.1\r\nHost: a\r\n` +
+  for (
+    const [target, host, answer] of [
+      ["http://b/up", "a", "200 up"], // what RFC 9112, 3.2.2 asks for
+      ["https://b/up", "a", "200 up"], // as from a proxy that ends TLS
+      ["https://b/health", "a", "503"],
+      ["http://b/up", "a/up?", "400"],
+      ["/up", "a/up?", "400"],
+      ["/up?x=/", "a/b", "400"],
+      ["//up", "a", "404"],
+      ["/./up", "a", "404"],
+      ["/%75p", "a", "404"],
+      ["*", "a", "400"],
+      ["http://b?/up?/", "a", "200"],
+      ["http://b#/up?/", "a", "200"],
+      ["http://up?x", "a", "200"],
+      ["https://up?x", "a", "200"],
+      ["https://u/health/up", "a", "404"],
+      ["ab://u/health/up", "a", "404"],
+      ["x://health/up", "a", "200 up"],
+      ["http://u@a/up", "a", "400"],
+      ["http://u@a/up?/", "a", "400"],
+      ["http://a:99999/up?/", "a", "400"],
+      ["http://a%2f/up?/", "a", "400"],
+      ["/up?reason=/up", "a", "200 up"],
+    ]
+  ) {
+    await t.step(`${target} from ${host}`, async () => {
+      const request = `GET ${target} HTTP/1.1\r\nHost: ${host}\r\n` +
         "Connection: close\r\n\r\n";
-      const answer = await raw(app.port, request);
-      const isUp = target === "http://a/up"; // what RFC 9112, 3.2.2 asks for
-      assertEquals(answer.startsWith("HTTP/1.1 200 "), isUp, answer);
-      assertEquals(await exists(volume.file), isUp);
+      const [, status] = (await raw(app.port, request)).split(" ");
+      const isUp = await exists(volume.file);
+      assertEquals(isUp ? `${status} up` : status, answer);
       if (isUp) await volume.rm();
-    }
-  });
+    });
+  }
   assertEquals(
     app.log.filter((line) => !/appup|\/up from|other/.test(line)),
     [],
