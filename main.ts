@@ -510,11 +510,12 @@ class Switch {
   private async turn(state: State): Promise<boolean> {
     if (!state.up) await this.keep(state);
     const changed = state.up ? await this.create() : await this.remove();
+    // Who was overtaken did nothing, unless it was to add an end or a reason.
     const isOvertaken = !changed && this.known?.up !== state.up;
     const isByHand = isOvertaken && !state.until && !state.reason;
-    const found = isByHand ? { ...state, by: BY_HAND } : state;
-    if (state.up || isByHand) await this.note(found);
-    this.learn(found);
+    const agreed = isByHand ? { ...state, by: BY_HAND } : state;
+    if (state.up || isByHand) await this.note(agreed);
+    this.learn(agreed);
     return changed;
   }
 
@@ -544,7 +545,8 @@ class Switch {
   /**
    * Keeps a state. Where there is no room for it, at least no older one stays.
    *
-   * @throws when a drain's end can't be kept: it could last for ever.
+   * @throws when a drain's end can't be kept: it could last for ever; or when an
+   * older state can't be removed.
    */
   private async keep(state: State): Promise<void> {
     try {
