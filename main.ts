@@ -175,11 +175,12 @@ function parseDrain(up: boolean, text: string): FlipOptions["drain"] {
   return { ms: seconds * 1000, text: unit ? text : `${text}s` };
 }
 
-/** Line breaks and changes of direction: they could forge a line of the log. */
-const FORGES = /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/u;
+/** Without line breaks and changes of direction, which could forge a line. */
+const harmless = (text: string) =>
+  text.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu, "\ufffd");
 
 function parseReason(text: string): string {
-  if ([...text].length > LONGEST_REASON || FORGES.test(text)) {
+  if ([...text].length > LONGEST_REASON || harmless(text) !== text) {
     throw new UsageError(
       `a reason is at most ${LONGEST_REASON} characters, without control ` +
         "characters, line breaks or bidirectional controls",
@@ -240,11 +241,14 @@ function report({ up, since, by, reason, until }: Found): string {
 
 /** @throws {SyntaxError} for what no appup wrote. */
 function parseState(text: string): State {
-  const { up, since, by, reason, until } = JSON.parse(text) ?? {};
-  const isText = (value: unknown) =>
-    typeof value === "string" && !FORGES.test(value);
+  const isText = (value: unknown) => typeof value === "string";
   const isTime = (value: unknown) =>
     isText(value) && Date.parse(`${value}`) > 0;
+  // Another container may have written it, to be shown and logged.
+  const { up, since, by, reason, until } = JSON.parse(
+    text,
+    (_, value) => isText(value) ? harmless(value) : value,
+  ) ?? {};
   const isState = typeof up === "boolean" && isTime(since) && isText(by) &&
     (reason === undefined || isText(reason)) &&
     (until === undefined || (isTime(until) && !up));
@@ -306,7 +310,7 @@ class StateFile {
     const write = () => Deno.writeTextFile(this.path, "");
     await write().catch(async () => {
       await ifThere(Deno.remove(this.path)); // another user's
-      await write();
+      await write().catch(() => {}); // no room for a name: none is left
     });
   }
 
@@ -360,6 +364,8 @@ class Switch {
   private folder: string;
   private known?: State;
   private isNew = true;
+  /** Whether an older state lies there, and can't be replaced. */
+  private isStale = false;
   private turns: Promise<unknown> = Promise.resolve();
   private nextLook?: Promise<boolean>;
   private sharers = 0;
@@ -493,7 +499,8 @@ class Switch {
     const kept = await this.stateFile.read();
     if (kept?.oddity) this.journal.trouble(kept.oddity);
     this.isNew &&= !kept && !await this.stateFile.wasSetAside();
-    let last = kept?.state ?? this.known;
+    const isOld = this.isStale && this.known?.up === up;
+    let last = isOld ? this.known : kept?.state ?? this.known;
     // Who emptied it had no room for a state, and no drain goes on without one.
     // Whoever lost it otherwise did not mean to.
     const isEmptied = kept && !kept.state && !kept.oddity;
@@ -560,8 +567,14 @@ class Switch {
   }
 
   /** Keeps what is so already, if it can. */
-  private note(state: State): Promise<void> {
-    return this.keep(state).catch((error) => this.journal.trouble(error));
+  private async note(state: State): Promise<void> {
+    try {
+      await this.keep(state);
+      this.isStale = false;
+    } catch (error) {
+      this.isStale = true;
+      this.journal.trouble(error);
+    }
   }
 
   private learn(state: State): void {
@@ -845,6 +858,9 @@ function print(line: string, to: { writeSync(bytes: Uint8Array): number }) {
   }
 }
 
+/** What anybody who meets it says, so that it is one trouble. */
+const NO_DESCRIPTOR = "too many connections: no descriptor is left";
+
 /** The log on stdout. */
 class Log {
   private troubles = new Map<string, number>();
@@ -855,8 +871,8 @@ class Log {
 
   /** A line when it begins and one when it is over, however often it is met. */
   trouble(what: unknown): void {
-    if ((what as { code?: string }).code === "EMFILE") return; // Listener tells
-    const line = messageOf(what);
+    const isEmfile = (what as { code?: string }).code === "EMFILE";
+    const line = isEmfile ? NO_DESCRIPTOR : messageOf(what);
     if (!this.troubles.has(line)) this.event(line);
     this.troubles.set(line, performance.now());
   }
@@ -866,7 +882,7 @@ class Log {
     for (const [line, lastMet] of this.troubles) {
       if (performance.now() - lastMet < OVER_AFTER) continue;
       this.troubles.delete(line);
-      this.event(`over: ${line}`);
+      this.event(`over, not met for ${OVER_AFTER / 1000} s: ${line}`);
     }
   }
 }
@@ -932,7 +948,7 @@ class Listener {
     connections.abort(); // half requests, too: they hold the descriptors
     server.shutdown().catch(() => {}); // or Deno 2.7 keeps 20 KB of each
     this.lastLost = performance.now();
-    this.log.trouble("too many connections: closed all, to listen again");
+    this.log.trouble(NO_DESCRIPTOR);
   }
 
   private checkLater(): void {

@@ -769,7 +769,7 @@ patiently(
     const wrapper = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh"];
     await using app = await start(volume, {}, wrapper);
     await volume.touch();
-    const begins = "too many connections: closed all, to listen again";
+    const begins = "too many connections: no descriptor is left";
     const stalled: Deno.Conn[] = [];
     for (let wave = 0; wave < 3; wave++) {
       stalled.push(...await connect(app.port, 100));
@@ -783,7 +783,7 @@ patiently(
       });
     }
     for (const connection of stalled) connection.close();
-    await app.logs(`over: ${begins}`, 8_000);
+    await app.logs(`over, not met for 5 s: ${begins}`, 8_000);
     assertEquals(app.log.filter((line) => line.includes(begins)).length, 2);
   },
 );
@@ -1295,6 +1295,12 @@ Deno.test("a volume that appup 1.0.0 wrote is read as it should be", async (t) =
         false,
         "a test",
       ],
+      [
+        "a drain for a reason that it allowed",
+        { up: false, until: later, reason: "\u05d0\u200f." },
+        false,
+        "a test",
+      ],
     ] as const
   ) {
     await t.step(what, async () => {
@@ -1337,8 +1343,6 @@ Deno.test("what lies where the state should be hinders nobody", async (t) => {
     JSON.stringify({ up: true, since, by: "x", until: since }),
     JSON.stringify({ up: false, since, until: since }),
     JSON.stringify({ up: false, since, by: "x", reason: "x".repeat(65_536) }),
-    JSON.stringify({ up: false, since, by: "x\nforged" }),
-    JSON.stringify({ up: false, since, by: "x", reason: "\u202eforged" }),
     "\nforged",
   ];
   const oddities: Record<string, (path: string) => Promise<unknown>> = {
@@ -1387,6 +1391,21 @@ Deno.test("what lies where the state should be hinders nobody", async (t) => {
   await sideBySide(t, Object.fromEntries(steps));
 });
 
+Deno.test("a state forges no line of the log or the page", async () => {
+  await using volume = await makeVolume();
+  await volume.keep({ up: false, by: "x\nforged", reason: "\u202e\nforged" });
+  await volume.touch();
+  await using app = await start(volume);
+  await volume.keep({ up: false, by: "x\nforged", reason: "\u202e\nforged" });
+  await volume.rm();
+  await app.logs("app is down: x");
+  const { body } = await app.ask("/");
+  assertStringIncludes(body, "app is down");
+  const lines = [...app.log, ...body.split("\n")];
+  assert(!lines.some((line) => line.startsWith("forged")), lines.join("\n"));
+  assert(!lines.join().includes("\u202e"), lines.join("\n"));
+});
+
 Deno.test({
   name: "a state that goes as it is read is not there",
   ignore: BINARY !== undefined,
@@ -1406,22 +1425,51 @@ Deno.test({
   },
 });
 
-Deno.test({
-  name: "an /up that can keep nothing is up",
-  ignore: BINARY !== undefined,
-  fn: async () => {
+patiently(
+  "an /up that can keep nothing is up, and whose it is",
+  async () => {
     await using volume = await makeVolume();
     await using scratch = await makeVolume();
     const preload = await beforeChanges(
       `${scratch.folder}/preload.ts`,
       'if (name !== "writeFile") throw new Error("not permitted");',
     );
+    await volume.keep({ up: false });
     await using app = await start(volume, {}, [], preload);
     assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
     assertEquals(await exists(volume.file), true);
     await app.logs("not permitted");
+    await after(2_500); // it settles twice
+    assertEquals(
+      app.log.filter((line) => line.includes("app is up:")).length,
+      1,
+    );
+    const { body } = await app.ask("/");
+    assertStringIncludes(body, "by     GET /up from 127.0.0.1");
     assertEquals((await app.ask("/down")).status, ServiceUnavailable);
     assertEquals(await exists(volume.file), true);
+  },
+  BINARY === undefined,
+);
+
+Deno.test({
+  name: "no descriptor left is one line, whoever meets it",
+  ignore: BINARY !== undefined,
+  fn: async () => {
+    await using volume = await makeVolume();
+    await using scratch = await makeVolume();
+    const preload = await beforeChanges(
+      `${scratch.folder}/preload.ts`,
+      'throw Object.assign(new Error("EMFILE"), { code: "EMFILE" });',
+      ["open"],
+    );
+    await using app = await start(volume, {}, [], preload);
+    for (const path of ["/up", "/down", "/up"]) {
+      assertEquals((await app.ask(path)).status, ServiceUnavailable);
+    }
+    const lines = app.log.filter((line) => !line.includes("appup"));
+    assertEquals(lines.length, 1, lines.join("\n"));
+    assertStringIncludes(lines[0], "no descriptor is left");
   },
 });
 
@@ -1504,6 +1552,15 @@ patiently(
         assertEquals(stdout, "app is already down\n");
         await after(3_000);
         assertEquals(await isUp(app), false);
+      },
+      "no room for a name": async () => {
+        await using volume = await makeVolume();
+        const wrapper = [
+          ...onTmpfs(volume, "nr_inodes=2"),
+          ...["sh", "-c", `touch ${volume.file} && exec "$@"`, "sh"],
+        ];
+        await using app = await start(volume, {}, wrapper);
+        assertEquals(await brief(app.ask("/down")), [OK, "app is down"]);
       },
       "not a new volume": async () => {
         await using volume = await makeVolume();
