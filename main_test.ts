@@ -38,20 +38,15 @@ const PROBE = "GET /health HTTP/1.1\r\nHost: 10.244.0.7:9999\r\n" +
 
 type Env = Record<string, string>;
 
-/** A script that runs ahead of the program, in its process; only from source. */
+/** A module that runs ahead of the program, in its process; only from source. */
 type Preload = string;
 
 const CHANGES = ["writeFile", "writeTextFile", "rename", "remove"];
 
 /** Makes each change of the file system, or other calls, wait for this code. */
-async function beforeChanges(
-  path: string,
-  code: string,
-  names = CHANGES,
-): Promise<Preload> {
-  await Deno.writeTextFile(
-    path,
-    `let changes = 0;
+function beforeChanges(code: string, names = CHANGES): Preload {
+  const module = `
+    let changes = 0;
     for (const name of ${JSON.stringify(names)}) {
       const real = Deno[name];
       Deno[name] = async (...args) => {
@@ -59,9 +54,8 @@ async function beforeChanges(
         ${code}
         return await real(...args);
       };
-    }`,
-  );
-  return path;
+    }`;
+  return `data:text/javascript,${encodeURIComponent(module)}`;
 }
 
 function spawn(
@@ -1121,9 +1115,7 @@ patiently(
 );
 
 patiently("a drain that is prolonged as it ends is prolonged", async (t) => {
-  await using scratch = await makeVolume();
-  const slowly = BINARY ? undefined : await beforeChanges(
-    `${scratch.folder}/slowly.ts`,
+  const slowly = BINARY ? undefined : beforeChanges(
     "await new Promise((done) => setTimeout(done, 20));",
   );
   const prolong = async (who: string, early: number) => {
@@ -1411,9 +1403,7 @@ Deno.test({
   ignore: BINARY !== undefined,
   fn: async () => {
     await using volume = await makeVolume();
-    await using scratch = await makeVolume();
-    const preload = await beforeChanges(
-      `${scratch.folder}/preload.ts`,
+    const preload = beforeChanges(
       "Deno.removeSync(args[0]);",
       ["readTextFile"],
     );
@@ -1429,9 +1419,7 @@ patiently(
   "an /up that can keep nothing is up, and whose it is",
   async () => {
     await using volume = await makeVolume();
-    await using scratch = await makeVolume();
-    const preload = await beforeChanges(
-      `${scratch.folder}/preload.ts`,
+    const preload = beforeChanges(
       'if (name !== "writeFile") throw new Error("not permitted");',
     );
     await volume.keep({ up: false });
@@ -1457,9 +1445,7 @@ Deno.test({
   ignore: BINARY !== undefined,
   fn: async () => {
     await using volume = await makeVolume();
-    await using scratch = await makeVolume();
-    const preload = await beforeChanges(
-      `${scratch.folder}/preload.ts`,
+    const preload = beforeChanges(
       'throw Object.assign(new Error("EMFILE"), { code: "EMFILE" });',
       ["open"],
     );
@@ -1608,14 +1594,10 @@ Deno.test({
   name: "killed before any write, it has flipped or it has not, and never will",
   ignore: BINARY !== undefined,
   fn: async (t) => {
-    await using scratch = await makeVolume();
-    const preloads = await Promise.all(
-      [1, 2, 3, 4, 5, 6].map((change) =>
-        beforeChanges(
-          `${scratch.folder}/kill-before-${change}.ts`,
-          `if (changes === ${change}) Deno.kill(Deno.pid, "SIGKILL");`,
-        )
-      ),
+    const preloads = [1, 2, 3, 4, 5, 6].map((change) =>
+      beforeChanges(
+        `if (changes === ${change}) Deno.kill(Deno.pid, "SIGKILL");`,
+      )
     );
     const froms: Record<string, (volume: Volume) => Promise<unknown>> = {
       new: () => Promise.resolve(),
@@ -1762,9 +1744,7 @@ Deno.test({
   name: "who is overtaken by hand did not do it, unless it adds something",
   ignore: BINARY !== undefined,
   fn: async (t) => {
-    await using scratch = await makeVolume();
-    const overtaken = await beforeChanges(
-      `${scratch.folder}/preload.ts`,
+    const overtaken = beforeChanges(
       `if (args[0].endsWith("/up.txt")) {
         if (name === "remove") Deno.removeSync(args[0]);
         else Deno.writeTextFileSync(args[0], "");
