@@ -1385,10 +1385,11 @@ Deno.test("what lies where the state should be hinders nobody", async (t) => {
 
 Deno.test("a state forges no line of the log or the page", async () => {
   await using volume = await makeVolume();
-  await volume.keep({ up: false, by: "x\nforged", reason: "\u202e\nforged" });
+  const odd = { up: false, by: "x\nforged", reason: "\u202e\nforged" };
+  await volume.keep(odd);
   await volume.touch();
   await using app = await start(volume);
-  await volume.keep({ up: false, by: "x\nforged", reason: "\u202e\nforged" });
+  await volume.keep(odd);
   await volume.rm();
   await app.logs("app is down: x");
   const { body } = await app.ask("/");

@@ -160,8 +160,17 @@ interface Start {
   env?: Record<string, string>;
 }
 
-/** As the image's entry point starts appup. */
-export const fewDescriptors = ["sh", "-c", 'ulimit -n 400; exec "$@"', "sh"];
+/** How many the image's entry point allows. */
+export const descriptors = /ulimit -n (\d+)/
+  .exec(await Deno.readTextFile(`${root}/Dockerfile`))![1];
+
+/** As that starts appup. */
+export const fewDescriptors = [
+  "sh",
+  "-c",
+  `ulimit -n ${descriptors}; exec "$@"`,
+  "sh",
+];
 
 export class Server implements AsyncDisposable {
   static #running = new Set<Server>();
