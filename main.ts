@@ -11,16 +11,6 @@
  */
 const VERSION = "1.1.0";
 
-/** What the process exits with. */
-const EXIT = {
-  /** It did what was asked. */
-  OK: 0,
-  /** It could not (port in use, file system), or `appup health` found down. */
-  FAILED: 1,
-  /** The command line or the configuration is wrong; nothing was touched. */
-  USAGE: 2,
-} as const;
-
 /** A mistake of the caller's: 400 over HTTP, exit code 2 on the command line. */
 class UsageError extends Error {}
 
@@ -85,8 +75,6 @@ function env(name: string): string | undefined {
   }
 }
 
-type Config = ReturnType<typeof configure>;
-
 /**
  * Reads the variables.
  *
@@ -114,23 +102,19 @@ function configure() {
 }
 
 const folderOf = (path: string) => path.slice(0, path.lastIndexOf("/")) || "/";
-const stateFileOf = (path: string) => `${path}.state`;
-const draftOf = (path: string) => `${stateFileOf(path)}.new`;
+const draftOf = (path: string) => `${path}.state.new`;
 
 /** How long the name of a file may be on Linux, in bytes. */
 const LONGEST_NAME = 255;
 
 function isUsableFile(path: string): boolean {
-  const folder = folderOf(path);
-  const longestName = draftOf(path).slice(path.lastIndexOf("/") + 1);
-  const may = (name: "read" | "write") =>
-    Deno.permissions.querySync({ name, path: folder }).state === "granted";
+  const name = path.slice(path.lastIndexOf("/") + 1);
   try {
-    return path.startsWith("/") && !/\/\.{0,2}$/.test(path) &&
-      bytesOf(longestName).length <= LONGEST_NAME &&
-      may("read") && may("write") && Deno.statSync(folder).isDirectory;
+    return path.startsWith("/") && !["", ".", ".."].includes(name) &&
+      bytesOf(draftOf(name)).length <= LONGEST_NAME &&
+      Deno.statSync(folderOf(path)).isDirectory;
   } catch {
-    return false;
+    return false; // not there, or not permitted
   }
 }
 
@@ -272,15 +256,18 @@ class StateFile {
   async read(): Promise<{ state?: State; oddity?: string } | void> {
     const odd = (why: string) => ({ oddity: `${this.path}: ${why}` });
     try {
-      const found = await ifThere(Deno.lstat(this.path));
-      if (!found) return;
+      const found = await Deno.lstat(this.path);
       // Reading anything else could wait, or go on, for ever.
       if (!found.isFile) return odd("not a regular file");
       if (found.size > LARGEST_STATE) return odd("too large");
-      const text = await ifThere(Deno.readTextFile(this.path));
-      if (text === undefined) return;
+      const text = await Deno.readTextFile(this.path);
       return text ? { state: parseState(text) } : {};
     } catch (error) {
+      if (error instanceof Deno.errors.NotFound) {
+        // An appup 1.0 that met a damaged one set it aside.
+        const damaged = Deno.lstat(`${this.path}.damaged`);
+        return await damaged.then(() => odd("set aside by 1.0"), () => {});
+      }
       // The engine's message would bring a part of the text into the log.
       if (error instanceof SyntaxError) return odd("not what appup writes");
       if (error instanceof Deno.errors.PermissionDenied) {
@@ -313,11 +300,6 @@ class StateFile {
       await write().catch(() => {}); // no room for a name: none is left
     });
   }
-
-  /** Whether an appup 1.0 met a damaged one, and set it aside. */
-  wasSetAside(): Promise<boolean> {
-    return Deno.lstat(`${this.path}.damaged`).then(() => true, () => false);
-  }
 }
 
 /** Nothing where the file is not there. */
@@ -331,9 +313,6 @@ async function ifThere<T>(promise: Promise<T>): Promise<T | void> {
 
 // ---------------------------------------------------------------------------
 // The switch
-
-/** Who is told what happens to a switch, a line each. */
-type Journal = Pick<Log, "event" | "trouble">;
 
 /**
  * How many requests may wait at once. Over HTTP/1.1 there are no more, as the
@@ -363,6 +342,7 @@ class Switch {
   private stateFile: StateFile;
   private folder: string;
   private known?: State;
+  /** Whether nobody has decided anything yet: until then, nothing is kept. */
   private isNew = true;
   /** Whether an older state lies there, and can't be replaced. */
   private isStale = false;
@@ -376,10 +356,10 @@ class Switch {
    */
   constructor(
     private file: string,
-    private journal: Journal,
+    private log: Pick<Log, "event" | "trouble">,
     private startUp = false,
   ) {
-    this.stateFile = new StateFile(stateFileOf(file), draftOf(file));
+    this.stateFile = new StateFile(`${file}.state`, draftOf(file));
     this.folder = folderOf(file);
   }
 
@@ -434,22 +414,13 @@ class Switch {
    * second, whether anybody asks or not. Never throws.
    */
   async settle(): Promise<void> {
-    try {
-      await this.alone(async () => {
-        const { by, until } = await this.catchUp();
-        const isOver = until && Date.parse(until) <= Date.now();
-        const isStart = this.startUp && this.isNew && by === NOT_KNOWN;
-        const why = isOver ? "its drain is over" : isStart && "UP_INITIAL";
-        if (why) await this.turn({ up: true, since: now(), by: why });
-      });
-    } catch (error) {
-      this.journal.trouble(error);
-    }
-  }
-
-  /** In how many ms a drain ends; NaN without one. */
-  get drainLeft(): number {
-    return Date.parse(this.known?.until ?? "") - Date.now();
+    await this.alone(async () => {
+      const { until } = await this.catchUp();
+      const isOver = until && Date.parse(until) <= Date.now();
+      const isStart = this.startUp && this.isNew;
+      const why = isOver ? "its drain is over" : isStart && "UP_INITIAL";
+      if (why) await this.turn({ up: true, since: now(), by: why });
+    }).catch((error) => this.log.trouble(error));
   }
 
   /** Synchronous: 3 us, where the way to a thread and back takes 80. */
@@ -468,7 +439,8 @@ class Switch {
   private alone<T>(job: () => Promise<T>): Promise<T> {
     const deadline = performance.now() + PATIENCE;
     const turn = this.turns.then(async () => {
-      using _lock = await this.lock(deadline);
+      using folder = await Deno.open(this.folder);
+      await this.lock(folder, deadline);
       return await job();
     });
     this.turns = turn.catch(() => {});
@@ -476,29 +448,25 @@ class Switch {
   }
 
   /** Asks time and again: a wait in the kernel could not be given up. */
-  private async lock(deadline: number): Promise<Disposable> {
-    const folder = await Deno.open(this.folder);
+  private async lock(folder: Deno.FsFile, deadline: number): Promise<void> {
     const isOurs = () =>
       folder.tryLock(true).catch((error) => {
-        this.journal.trouble(`no locks on ${this.folder}: ${messageOf(error)}`);
+        this.log.trouble(`no locks on ${this.folder}: ${messageOf(error)}`);
         return true; // better than no switch
       });
     while (!await isOurs()) {
       if (performance.now() > deadline) {
-        folder.close();
         throw new Error(`another process keeps ${this.folder} locked`);
       }
       await after(ASK_AGAIN);
     }
-    return folder;
   }
 
   /** Believes the file, makes the state agree with it, and returns that. */
   private async catchUp(): Promise<State> {
     const up = this.isThere();
     const kept = await this.stateFile.read();
-    if (kept?.oddity) this.journal.trouble(kept.oddity);
-    this.isNew &&= !kept && !await this.stateFile.wasSetAside();
+    if (kept?.oddity) this.log.trouble(kept.oddity);
     const isOld = this.isStale && this.known?.up === up;
     let last = isOld ? this.known : kept?.state ?? this.known;
     // Who emptied it had no room for a state, and no drain goes on without one.
@@ -507,9 +475,8 @@ class Switch {
     if (last && isEmptied) last = { ...last, until: undefined };
     const by = last ? BY_HAND : NOT_KNOWN;
     const agreed = last?.up === up ? last : { up, since: now(), by };
-    // A volume that is new stays so until somebody decides something.
-    const isWorthKeeping = agreed.by !== NOT_KNOWN || !this.isNew;
-    if (isWorthKeeping && agreed !== kept?.state) await this.note(agreed);
+    this.isNew &&= !kept && agreed.by === NOT_KNOWN;
+    if (!this.isNew && agreed !== kept?.state) await this.note(agreed);
     this.learn(agreed);
     return agreed;
   }
@@ -562,7 +529,7 @@ class Switch {
       if (state.until) throw error;
       await this.stateFile.empty();
       const why = messageOf(error);
-      this.journal.trouble(`since when, by whom and why is not kept: ${why}`);
+      this.log.trouble(`since when, by whom and why is not kept: ${why}`);
     }
   }
 
@@ -573,7 +540,7 @@ class Switch {
       this.isStale = false;
     } catch (error) {
       this.isStale = true;
-      this.journal.trouble(error);
+      this.log.trouble(error);
     }
   }
 
@@ -582,7 +549,7 @@ class Switch {
     this.known = state;
     if (!known || JSON.stringify(known) === JSON.stringify(state)) return;
     if (known.up !== state.up) this.transitions[state.up ? "up" : "down"]++;
-    this.journal.event(describe(state));
+    this.log.event(describe(state));
   }
 }
 
@@ -759,9 +726,8 @@ async function refuse(
  */
 function mayBeAnotherSites(headers: Headers): boolean {
   const origin = headers.get("origin");
-  if (origin !== null && URL.parse(origin)?.host !== headers.get("host")) {
-    return true;
-  }
+  const isForeign = origin !== null &&
+    URL.parse(origin)?.host !== headers.get("host");
   const agent = headers.get("user-agent") ?? ""; // PowerShell says Mozilla, too
   const isBrowser = /^Mozilla\/(?!.*PowerShell\/)/.test(agent) ||
     [...headers.keys()].some((name) => name.startsWith("sec-fetch-"));
@@ -770,7 +736,7 @@ function mayBeAnotherSites(headers: Headers): boolean {
   const site = headers.get("sec-fetch-site");
   const isMeant = !headers.has("sec-purpose") &&
     (site === "same-origin" || site === "none" && mode === "navigate");
-  return isBrowser && !isMeant;
+  return isForeign || isBrowser && !isMeant;
 }
 
 const digestOf = async (text: string) =>
@@ -804,7 +770,6 @@ async function metrics(service: Service): Promise<Response> {
   return respond(200, renderMetrics(found, service), { "content-type": type });
 }
 
-/** The metrics in Prometheus' text format, version 0.0.4. */
 function renderMetrics({ up, until }: Found, { appup, tally }: Service) {
   const requestCounts = [...tally.requests]
     .map(([labels, count]) => `appup_requests_total${labels} ${count}\n`);
@@ -902,11 +867,7 @@ class Listener {
   private check?: ReturnType<typeof setTimeout>;
 
   /** @throws when it can't listen. */
-  constructor(
-    port: number,
-    private handler: Handler,
-    private log: Log,
-  ) {
+  constructor(port: number, private handler: Handler, private log: Log) {
     try {
       this.server = this.listen("::", port); // answers IPv4, too
     } catch (error) {
@@ -969,7 +930,7 @@ class Listener {
  *
  * @throws when it can't listen.
  */
-async function serve(config: Config): Promise<void> {
+async function serve(config: ReturnType<typeof configure>): Promise<void> {
   const { file, port, startUp, fromPodOnly, token } = config;
   const stop = Promise.withResolvers<string>();
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
@@ -983,7 +944,7 @@ async function serve(config: Config): Promise<void> {
   await Promise.race([appup.settle(), stop.promise]);
   const { address } = listener;
   const host = address.hostname.replace(/.*:.*/, "[$&]");
-  const found = await appup.look().then(({ up }) => phrase(up), messageOf);
+  const found = await appup.isUp().then(phrase, messageOf);
   log.event(
     `appup ${VERSION} on ${host}:${address.port} for ${file}: ${found}`,
   );
@@ -994,13 +955,12 @@ async function serve(config: Config): Promise<void> {
 }
 
 /**
- * Somebody may probe with `cat` alone: without any request, too, a drain ends
- * when it should, and what others did is seen. The end of the process ends it.
+ * Somebody may probe with `cat` alone: without any request, too, a drain that
+ * is over ends, and what others did is seen. The end of the process ends it.
  */
 async function settleForEver(appup: Switch, log: Log): Promise<never> {
   while (true) {
-    const left = appup.drainLeft;
-    await after(left > 0 && left < SETTLE_EVERY ? left : SETTLE_EVERY);
+    await after(SETTLE_EVERY);
     await appup.settle();
     log.endTroubles();
   }
@@ -1027,17 +987,26 @@ appup ${VERSION}: a switch in front of a pod's readiness
   UP_TOKEN                   what /up and /down ask for as a bearer token`;
 
 /** @throws {UsageError} for what is not `--for` or `--reason` with a value. */
-function parseArgs([option, ...rest]: string[]): URLSearchParams {
-  if (option === undefined) return new URLSearchParams();
-  const [, name, value = rest.shift()] =
-    /^--(for|reason)(?:=(.*))?$/s.exec(option) ?? [];
-  if (!name || value === undefined) {
-    throw new UsageError(`what is ${option}? See appup --help`);
+function parseArgs(args: string[]): URLSearchParams {
+  const given = new URLSearchParams();
+  const words = args.values();
+  for (const word of words) {
+    const [, name, value = words.next().value] =
+      /^--(for|reason)(?:=(.*))?$/s.exec(word) ?? [];
+    if (!name || value === undefined) {
+      throw new UsageError(`what is ${word}? See appup --help`);
+    }
+    given.append(name, value);
   }
-  const given = parseArgs(rest);
-  given.append(name, value);
   return given;
 }
+
+/** It did what was asked. */
+const OK = 0;
+/** It could not (port in use, file system), or `appup health` found down. */
+const FAILED = 1;
+/** The command line or the configuration is wrong; nothing was touched. */
+const WRONG_USAGE = 2;
 
 /** Runs the command line, and returns the exit code. */
 async function main([command, ...rest]: string[]): Promise<number> {
@@ -1049,7 +1018,7 @@ async function main([command, ...rest]: string[]): Promise<number> {
     switch (command) {
       case undefined:
         await serve(configure());
-        return EXIT.OK;
+        return OK;
       case "up":
       case "down": {
         const up = command === "up";
@@ -1057,27 +1026,27 @@ async function main([command, ...rest]: string[]): Promise<number> {
         const options = parseFlipOptions(up, parseArgs(rest));
         const changed = await openSwitch().flip(up, by, options);
         say(outcome(up, changed, options));
-        return EXIT.OK;
+        return OK;
       }
       case "health": {
         if (rest.length > 0) throw new UsageError("health takes no options");
         const found = await openSwitch().look();
         say(report(found));
-        return found.up ? EXIT.OK : EXIT.FAILED;
+        return found.up ? OK : FAILED;
       }
       case "-h":
       case "--help":
         say(HELP);
-        return EXIT.OK;
+        return OK;
       case "--version":
         say(`appup ${VERSION}`);
-        return EXIT.OK;
+        return OK;
       default:
         throw new UsageError(`no command ${command}; see appup --help`);
     }
   } catch (error) {
     complain(error);
-    return error instanceof UsageError ? EXIT.USAGE : EXIT.FAILED;
+    return error instanceof UsageError ? WRONG_USAGE : FAILED;
   }
 }
 

@@ -1097,7 +1097,7 @@ patiently(
     };
     steps["a restart in the middle"] = async () => {
       await using volume = await makeVolume();
-      await volume.keep({ up: false, until: inMs(1_500) });
+      await volume.keep({ up: false, until: inMs(3_000) });
       await using app = await start(volume);
       assertEquals(await exists(volume.file), false);
       await app.logs("app is up: its drain is over");
