@@ -223,7 +223,7 @@ function report({ up, since, by, reason, until }: Found): string {
   ].filter(Boolean).join("\n");
 }
 
-/** @throws {SyntaxError} for what no appup wrote. */
+/** @throws {SyntaxError | RangeError} for what no appup wrote. */
 function parseState(text: string): State {
   const isText = (value: unknown) => typeof value === "string";
   const isTime = (value: unknown) =>
@@ -269,7 +269,9 @@ class StateFile {
         return await damaged.then(() => odd("set aside by 1.0"), () => {});
       }
       // The engine's message would bring a part of the text into the log.
-      if (error instanceof SyntaxError) return odd("not what appup writes");
+      if (error instanceof SyntaxError || error instanceof RangeError) {
+        return odd("not what appup writes");
+      }
       if (error instanceof Deno.errors.PermissionDenied) {
         return odd(error.message);
       }
@@ -315,10 +317,10 @@ async function ifThere<T>(promise: Promise<T>): Promise<T | void> {
 // The switch
 
 /**
- * How many requests may wait at once. Over HTTP/1.1 there are no more, as the
- * image bounds descriptors; over HTTP/2 there may be, and they fill V8's heap.
+ * How many requests may wait at once: while one waits, Deno keeps its headers,
+ * 64 KB of them, in several copies. A hundred of those fit in 64 MiB.
  */
-const MOST_AT_ONCE = 400;
+const MOST_AT_ONCE = 64;
 /** How long a flip waits for other processes, in ms. */
 const PATIENCE = 2_000;
 /** How often it asks whether they are done, in ms. */
@@ -344,8 +346,8 @@ class Switch {
   private known?: State;
   /** Whether nobody has decided anything yet: until then, nothing is kept. */
   private isNew = true;
-  /** Whether an older state lies there, and can't be replaced. */
-  private isStale = false;
+  /** An older state, which lies there because it could not be replaced. */
+  private stale?: string;
   private turns: Promise<unknown> = Promise.resolve();
   private nextLook?: Promise<boolean>;
   private sharers = 0;
@@ -384,7 +386,8 @@ class Switch {
   async look(): Promise<Found> {
     const up = await this.isUp();
     const kept = await this.stateFile.read();
-    return [kept?.state, this.known].find((one) => one?.up === up) ?? { up };
+    const states = [this.fresh(kept?.state), this.known];
+    return states.find((state) => state?.up === up) ?? { up };
   }
 
   /**
@@ -467,8 +470,7 @@ class Switch {
     const up = this.isThere();
     const kept = await this.stateFile.read();
     if (kept?.oddity) this.log.trouble(kept.oddity);
-    const isOld = this.isStale && this.known?.up === up;
-    let last = isOld ? this.known : kept?.state ?? this.known;
+    let last = this.fresh(kept?.state) ?? this.known;
     // Who emptied it had no room for a state, and no drain goes on without one.
     // Whoever lost it otherwise did not mean to.
     const isEmptied = kept && !kept.state && !kept.oddity;
@@ -479,6 +481,11 @@ class Switch {
     if (!this.isNew && agreed !== kept?.state) await this.note(agreed);
     this.learn(agreed);
     return agreed;
+  }
+
+  /** A state, unless it is the one that could not be replaced. */
+  private fresh(state?: State): State | undefined {
+    return JSON.stringify(state) === this.stale ? undefined : state;
   }
 
   private async turn(state: State): Promise<boolean> {
@@ -537,9 +544,10 @@ class Switch {
   private async note(state: State): Promise<void> {
     try {
       await this.keep(state);
-      this.isStale = false;
+      this.stale = undefined;
     } catch (error) {
-      this.isStale = true;
+      const left = await this.stateFile.read().catch(() => {});
+      this.stale = JSON.stringify(left?.state);
       this.log.trouble(error);
     }
   }
@@ -562,8 +570,8 @@ interface Service {
   log: Log;
   tally: Tally;
   fromPodOnly: boolean;
-  /** SHA-256 of the token that the toggles ask for, if they do. */
-  tokenDigest?: Uint8Array;
+  /** What the toggles ask for, if they do. */
+  token?: string;
 }
 
 type Handler = Deno.ServeHandler<Deno.NetAddr>;
@@ -688,7 +696,7 @@ function livez(): Response {
 async function toggle(service: Service, request: Request, info: Info) {
   const { path, query } = targetOf(request);
   const from = info.remoteAddr.hostname.replace(/^::ffff:/, "");
-  const refusal = await refuse(request.headers, from, service);
+  const refusal = refuse(request.headers, from, service);
   if (refusal) return refusal;
   const up = path === "/up";
   const by = `${request.method} ${path} from ${from}`;
@@ -699,11 +707,11 @@ async function toggle(service: Service, request: Request, info: Info) {
 }
 
 /** The answer to a toggle that may not be. */
-async function refuse(
+function refuse(
   headers: Headers,
   from: string,
-  { fromPodOnly, tokenDigest }: Service,
-): Promise<Response | void> {
+  { fromPodOnly, token }: Service,
+): Response | void {
   if (mayBeAnotherSites(headers)) {
     const instead = "use curl, kubectl exec, or the address bar on localhost";
     return respond(403, `a web page may not flip the switch: ${instead}`);
@@ -713,7 +721,7 @@ async function refuse(
     const instead = "use kubectl exec, or kubectl port-forward and curl";
     return respond(403, `only the pod itself may flip the switch: ${instead}`);
   }
-  if (tokenDigest && !await bears(tokenDigest, headers)) {
+  if (token !== undefined && !bears(token, headers)) {
     const challenge = { "www-authenticate": "Bearer" };
     return respond(401, "this wants Authorization: Bearer TOKEN", challenge);
   }
@@ -739,16 +747,18 @@ function mayBeAnotherSites(headers: Headers): boolean {
   return isForeign || isBrowser && !isMeant;
 }
 
-const digestOf = async (text: string) =>
-  new Uint8Array(await crypto.subtle.digest("SHA-256", bytesOf(text)));
-
-/** Whether the token is there (RFC 6750, 2.1). Digests are compared, and all of
- * them, so that the time tells nothing about the token. */
-async function bears(digest: Uint8Array, headers: Headers): Promise<boolean> {
+/**
+ * Whether the token is there (RFC 6750, 2.1). All of it is compared, so that the
+ * time tells no more than its length.
+ */
+function bears(token: string, headers: Headers): boolean {
   const authorization = headers.get("authorization") ?? "";
-  const [, token = ""] = /^Bearer +(\S+)$/i.exec(authorization) ?? [];
-  const given = await digestOf(token);
-  return given.reduce((sum, byte, i) => sum | (byte ^ digest[i]), 0) === 0;
+  const [, given = ""] = /^Bearer +(\S+)$/i.exec(authorization) ?? [];
+  let difference = given.length ^ token.length;
+  for (let i = 0; i < token.length; i++) {
+    difference |= given.charCodeAt(i) ^ token.charCodeAt(i);
+  }
+  return difference === 0;
 }
 
 async function page({ appup, tally }: Service): Promise<Response> {
@@ -936,10 +946,9 @@ async function serve(config: ReturnType<typeof configure>): Promise<void> {
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     Deno.addSignalListener(signal, () => stop.resolve(signal));
   }
-  const tokenDigest = token === undefined ? undefined : await digestOf(token);
   const log = new Log();
   const appup = new Switch(file, log, startUp);
-  const service = { appup, log, tally: new Tally(), fromPodOnly, tokenDigest };
+  const service = { appup, log, tally: new Tally(), fromPodOnly, token };
   const listener = new Listener(port, makeHandler(service), log);
   await Promise.race([appup.settle(), stop.promise]);
   const { address } = listener;
@@ -993,9 +1002,8 @@ function parseArgs(args: string[]): URLSearchParams {
   for (const word of words) {
     const [, name, value = words.next().value] =
       /^--(for|reason)(?:=(.*))?$/s.exec(word) ?? [];
-    if (!name || value === undefined) {
-      throw new UsageError(`what is ${word}? See appup --help`);
-    }
+    if (!name) throw new UsageError(`what is ${word}? See appup --help`);
+    if (value === undefined) throw new UsageError(`${word} wants a value`);
     given.append(name, value);
   }
   return given;
@@ -1009,13 +1017,15 @@ const FAILED = 1;
 const WRONG_USAGE = 2;
 
 /** Runs the command line, and returns the exit code. */
-async function main([command, ...rest]: string[]): Promise<number> {
+async function main(args: string[]): Promise<number> {
+  const [command, ...options] = args;
+  const isFlip = command === "up" || command === "down";
   const say = (line: string) => print(line, Deno.stdout);
   const complain = (what: unknown) => print(messageOf(what), Deno.stderr);
   const openSwitch = () =>
     new Switch(configure().file, { event() {}, trouble: complain });
   try {
-    switch (command) {
+    switch (isFlip || options.length === 0 ? command : args.join(" ")) {
       case undefined:
         await serve(configure());
         return OK;
@@ -1023,13 +1033,12 @@ async function main([command, ...rest]: string[]): Promise<number> {
       case "down": {
         const up = command === "up";
         const by = `appup ${command}`;
-        const options = parseFlipOptions(up, parseArgs(rest));
-        const changed = await openSwitch().flip(up, by, options);
-        say(outcome(up, changed, options));
+        const asked = parseFlipOptions(up, parseArgs(options));
+        const changed = await openSwitch().flip(up, by, asked);
+        say(outcome(up, changed, asked));
         return OK;
       }
       case "health": {
-        if (rest.length > 0) throw new UsageError("health takes no options");
         const found = await openSwitch().look();
         say(report(found));
         return found.up ? OK : FAILED;
@@ -1042,7 +1051,7 @@ async function main([command, ...rest]: string[]): Promise<number> {
         say(`appup ${VERSION}`);
         return OK;
       default:
-        throw new UsageError(`no command ${command}; see appup --help`);
+        throw new UsageError(`no command ${args.join(" ")}; see appup --help`);
     }
   } catch (error) {
     complain(error);

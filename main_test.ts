@@ -1336,6 +1336,7 @@ Deno.test("what lies where the state should be hinders nobody", async (t) => {
     JSON.stringify({ up: false, since, until: since }),
     JSON.stringify({ up: false, since, by: "x", reason: "x".repeat(65_536) }),
     "\nforged",
+    "[".repeat(32_000) + "]".repeat(32_000),
   ];
   const oddities: Record<string, (path: string) => Promise<unknown>> = {
     ...Object.fromEntries(texts.map((text) => [
@@ -1437,6 +1438,36 @@ patiently(
     assertStringIncludes(body, "by     GET /up from 127.0.0.1");
     assertEquals((await app.ask("/down")).status, ServiceUnavailable);
     assertEquals(await exists(volume.file), true);
+  },
+  BINARY === undefined,
+);
+
+patiently(
+  "a state that can't be replaced is not believed, but what comes after it is",
+  async () => {
+    await using volume = await makeVolume();
+    const preload = beforeChanges(
+      'if (name !== "writeFile") throw new Error("not permitted");',
+    );
+    await volume.keep({ up: false, reason: "old", until: inMs(3.6e6) });
+    await using app = await start(volume, {}, [], preload);
+    await app.ask("/up?reason=new");
+    await app.logs("not permitted");
+    await volume.rm();
+    await app.logs("app is down: something other than appup");
+
+    await volume.keep({ up: true, reason: "old" });
+    await volume.touch();
+    await app.logs('app is up: a test, because "old"');
+    await app.ask("/up?reason=new");
+    assertStringIncludes((await app.ask("/")).body, "why    new");
+
+    await volume.keep({ up: false, until: inMs(2_000) });
+    await volume.rm();
+    await app.logs("app is down until");
+    await volume.keep({ up: false, until: inMs(3.6e6) });
+    await after(3_000); // the first end is over
+    assertEquals(await exists(volume.file), false);
   },
   BINARY === undefined,
 );
@@ -2266,6 +2297,9 @@ Deno.test("the command line works on the file, with no server", async (t) => {
       ["up", "--reason", "\u202egnp.exe"],
       ["down", "--reason", "x".repeat(201)],
       ["health", "--reason", "x"],
+      ["--version", "x"],
+      ["--help", "up"],
+      [""],
     ]
   ) {
     await t.step(`wrong: ${args.join(" ").slice(0, 30)}`, async () => {
