@@ -42,4 +42,4 @@ USER 65532:65532
 EXPOSE 9999
 # Descriptors are the only bound on what connections can cost, and a compiled
 # program keeps the limit that it finds. One that is lower already stays.
-ENTRYPOINT ["/bin/sh", "-c", "ulimit -n 400 2>/dev/null; exec /usr/local/bin/appup \"$@\"", "appup"]
+ENTRYPOINT ["/bin/sh", "-c", "ulimit -n 200 2>/dev/null; exec /usr/local/bin/appup \"$@\"", "appup"]

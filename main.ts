@@ -610,6 +610,12 @@ function makeHandler(service: Service): Handler {
     if (!isHost(host) || !isPlain && !isHost(request.headers.get("host"))) {
       return respond(400, "the Host header is no host and port");
     }
+    if (!isPlain && isTooLong(request)) {
+      return respond(
+        431,
+        `URL and headers exceed ${LONGEST_HEADERS} characters`,
+      );
+    }
     const route = ROUTES.get(path);
     if (!route) {
       return respond(404, `no such endpoint; there are\n${ENDPOINTS}`);
@@ -646,9 +652,18 @@ function targetOf({ url }: Request) {
   return { host, path: path || "/", query };
 }
 
+/** In characters. Longer ones, many of which wait, would fill V8's heap. */
+const LONGEST_HEADERS = 16_384;
+/** In characters: no name is longer (RFC 1035, 2.3.4). */
+const LONGEST_HOST = 255;
+
+const isTooLong = ({ url, headers }: Request) =>
+  `${url}${[...headers]}`.length > LONGEST_HEADERS;
+
 /** Whether it is a host, and perhaps a port, or nothing (RFC 9110, 7.2). */
 function isHost(text: string | null): boolean {
   if (!text) return true;
+  if (text.length > LONGEST_HOST) return false;
   const found = /^(?:[\w.-]+|\[[\da-f:.]+\])?(?::(\d{0,5}))?$/i.exec(text);
   return found !== null && Number(found[1] ?? 0) <= LARGEST_PORT;
 }
@@ -903,7 +918,8 @@ class Listener {
     const options = { hostname, port, signal, onListen() {} };
     try {
       const server = Deno.serve(options, this.handler);
-      server.finished.catch(() => this.listenAgain());
+      // A turn later, so that what has been read is answered.
+      server.finished.catch(() => turnOver().then(() => this.listenAgain()));
       this.connections = connections;
       return server;
     } catch (cause) {

@@ -19,6 +19,7 @@ const {
   Forbidden,
   NotFound,
   MethodNotAllowed,
+  RequestHeaderFieldsTooLarge,
   ServiceUnavailable,
 } = STATUS_CODE;
 
@@ -821,6 +822,30 @@ patiently("of too many requests at once, a probe is not refused", async () => {
   assertStringIncludes(body, 'appup_requests_total{path="/",code="503"} ');
   const isSame = (line: string) => line.endsWith("Z too many requests at once");
   assertEquals(app.log.filter(isSame).length, 1, app.log.join("\n"));
+});
+
+Deno.test("long headers are refused, so that nobody fills the heap with them", async (t) => {
+  await using volume = await makeVolume();
+  await using app = await start(volume);
+  const long = "a".repeat(16_384);
+  for (
+    const [path, headers, status] of [
+      ["/up", { "x-long": long }, RequestHeaderFieldsTooLarge],
+      [`/up?x=${long}`, {}, RequestHeaderFieldsTooLarge],
+      [`/health?${long}`, {}, RequestHeaderFieldsTooLarge],
+      ["/", { cookie: long }, RequestHeaderFieldsTooLarge],
+      [`/${long}`, {}, RequestHeaderFieldsTooLarge],
+      ["/", { cookie: long.slice(1_000) }, OK],
+      ["/health", { "user-agent": long }, ServiceUnavailable],
+    ] as [string, Record<string, string>, number][]
+  ) {
+    const name = `${path} ${JSON.stringify(headers)}`;
+    await t.step(`${name.slice(0, 30)}: ${status}`, async () => {
+      assertEquals((await app.ask(path, { headers })).status, status);
+      assertEquals(await exists(volume.file), false);
+    });
+  }
+  assertStringIncludes((await app.ask("/")).body, "by aaaa");
 });
 
 Deno.test("ten thousand requests at once, over HTTP/2, do not end it", async () => {
@@ -2019,9 +2044,11 @@ Deno.test("a Host that is none is a 400, and no way around a path", async (t) =>
       ["a/health?x=", BadRequest],
       ["a/health#", BadRequest],
       ["a/", BadRequest],
+      ["a".repeat(255), ServiceUnavailable],
+      ["a".repeat(256), BadRequest],
     ] as const
   ) {
-    await t.step(JSON.stringify(host), async () => {
+    await t.step(JSON.stringify(host).slice(0, 70), async () => {
       const request = `GET /health HTTP/1.1\r\nHost: ${host}\r\n` +
         "Connection: close\r\n\r\n";
       assertStringIncludes(await raw(app.port, request), `HTTP/1.1 ${status} `);

@@ -1,7 +1,7 @@
 /**
  * What strangers may do to a running appup, and what it has to withstand.
  *
- *     deno run -A .ci/floods.ts requests|connections COMMAND...
+ *     deno run -A .ci/floods.ts requests|heads|connections COMMAND...
  *
  * COMMAND starts appup, in 64 MiB or not, with this process' environment; its
  * output is appup's log. Everything stays on the loopback interface.
@@ -11,11 +11,17 @@ const MB = 1e6;
 
 /** How many requests of a kind come. */
 const REQUESTS = 25_000;
+/** How long the head of a request is, when it is long: Deno takes 64 KB. */
+const LONG_HEAD = 60_000;
+/** How many connections send such requests, in the image's 200 descriptors. */
+const LONG_HEADS = 160;
 /** How many clients stall, each in the middle of its request. */
 const CLIENTS = 4_000;
 /** What the process may hold afterwards, as anonymous memory. */
 const MOST_AFTER_REQUESTS = 34 * MB;
 const MOST_AFTER_CONNECTIONS = 36 * MB;
+/** The same amid long heads: what is left of 64 MiB is the kernel's. */
+const MOST_AMID_HEADS = 48 * MB;
 
 const encode = (text: string) => new TextEncoder().encode(text);
 const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
@@ -200,6 +206,57 @@ async function requests(appup: Appup): Promise<void> {
   }
 }
 
+/** Sends the same request from many connections at once, for so many ms. */
+async function sendFromMany(appup: Appup, request: string, ms: number) {
+  const bytes = encode(request);
+  const end = Date.now() + ms;
+  const goesOn = () => Date.now() < end && !appup.status();
+  let answers = 0;
+  let most = 0;
+  const one = async () => {
+    using connection = await Deno.connect({
+      hostname: "127.0.0.1",
+      port: appup.port,
+    });
+    const buffer = new Uint8Array(1024);
+    while (goesOn()) {
+      for (let sent = 0; sent < bytes.length;) {
+        sent += await connection.write(bytes.subarray(sent));
+      }
+      if (await connection.read(buffer) === null) return;
+      answers++;
+    }
+  };
+  const watch = async () => {
+    for (; goesOn(); await after(50)) most = Math.max(most, appup.memory());
+  };
+  const clients = Array.from({ length: LONG_HEADS }, async () => {
+    while (goesOn()) await one().catch(() => {}); // reset: again
+  });
+  await Promise.all([watch(), ...clients]);
+  return { answers, most };
+}
+
+async function heads(appup: Appup): Promise<void> {
+  const long = "a".repeat(LONG_HEAD);
+  const floods = [
+    ["/health", `User-Agent: ${long}`],
+    [`/health?${long}`, "Host: a"],
+    ["/", `User-Agent: ${long}`],
+    ["/up", `Authorization: Bearer ${long}`],
+  ];
+  for (const [path, header] of floods) {
+    const request = `GET ${path} HTTP/1.1\r\n${header}\r\n\r\n`;
+    const { answers, most } = await sendFromMany(appup, request, 4_000);
+    const what = request.replace(long, "a…").slice(0, 40);
+    check(
+      answers > LONG_HEADS && !appup.status(),
+      `${answers} × ${JSON.stringify(what)}, from ${LONG_HEADS} connections`,
+    );
+    checkMemory(most, MOST_AMID_HEADS);
+  }
+}
+
 /** Whether a new connection gets an answer within a second, as a kubelet asks. */
 async function probe(port: number): Promise<boolean> {
   const signal = AbortSignal.timeout(1000);
@@ -272,7 +329,12 @@ async function connections(appup: Appup): Promise<void> {
 if (!isThread) {
   const [what, ...command] = Deno.args;
   const appup = await start(command);
-  await (what === "requests" ? requests : connections)(appup);
+  const floods: Record<string, (appup: Appup) => Promise<void>> = {
+    requests,
+    heads,
+    connections,
+  };
+  await floods[what](appup);
   await until(() => appup.status() !== undefined, 500);
   const status = appup.status();
   check(!status, status ? `it is gone: code ${status.code}` : "never killed");

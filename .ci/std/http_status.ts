@@ -9,6 +9,7 @@ interface StatusCode {
   Forbidden: 403;
   NotFound: 404;
   MethodNotAllowed: 405;
+  RequestHeaderFieldsTooLarge: 431;
   ServiceUnavailable: 503;
 }
 
