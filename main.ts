@@ -317,10 +317,10 @@ async function ifThere<T>(promise: Promise<T>): Promise<T | void> {
 // The switch
 
 /**
- * How many requests may wait at once: while one waits, Deno keeps its headers,
- * 64 KB of them, in several copies. A hundred of those fit in 64 MiB.
+ * How many requests may wait at once. Over HTTP/1.1 there are no more, as the
+ * image bounds descriptors; over HTTP/2 there may be, and they fill V8's heap.
  */
-const MOST_AT_ONCE = 64;
+const MOST_AT_ONCE = 200;
 /** How long a flip waits for other processes, in ms. */
 const PATIENCE = 2_000;
 /** How often it asks whether they are done, in ms. */
@@ -611,10 +611,7 @@ function makeHandler(service: Service): Handler {
       return respond(400, "the Host header is no host and port");
     }
     if (!isPlain && isTooLong(request)) {
-      return respond(
-        431,
-        `URL and headers exceed ${LONGEST_HEADERS} characters`,
-      );
+      return respond(431, `headers exceed ${LONGEST_HEADERS} characters`);
     }
     const route = ROUTES.get(path);
     if (!route) {
