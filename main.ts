@@ -348,7 +348,7 @@ class Switch {
   private isNew = true;
   /** An older state, which lies there because it could not be replaced. */
   private stale?: string;
-  private turns: Promise<unknown> = Promise.resolve();
+  private queue: Promise<unknown> = Promise.resolve();
   private nextLook?: Promise<boolean>;
   private sharers = 0;
 
@@ -385,8 +385,8 @@ class Switch {
   /** The same with what is known about it, waiting for nobody. */
   async look(): Promise<Found> {
     const up = await this.isUp();
-    const kept = await this.stateFile.read();
-    const states = [this.fresh(kept?.state), this.known];
+    const stored = await this.stateFile.read();
+    const states = [this.fresh(stored?.state), this.known];
     return states.find((state) => state?.up === up) ?? { up };
   }
 
@@ -402,7 +402,7 @@ class Switch {
       const before = await this.catchUp();
       const isSame = before.up === up && before.by !== NOT_KNOWN;
       if (isSame && !drain && !reason && !before.until) return false;
-      return await this.turn({
+      return await this.carryOut({
         up,
         since: isSame ? before.since : now(),
         by,
@@ -422,7 +422,7 @@ class Switch {
       const isOver = until && Date.parse(until) <= Date.now();
       const isStart = this.startUp && this.isNew;
       const why = isOver ? "its drain is over" : isStart && "UP_INITIAL";
-      if (why) await this.turn({ up: true, since: now(), by: why });
+      if (why) await this.carryOut({ up: true, since: now(), by: why });
     }).catch((error) => this.log.trouble(error));
   }
 
@@ -441,13 +441,13 @@ class Switch {
   /** Runs `job` after those before it, while no other process runs one. */
   private alone<T>(job: () => Promise<T>): Promise<T> {
     const deadline = performance.now() + PATIENCE;
-    const turn = this.turns.then(async () => {
+    const result = this.queue.then(async () => {
       using folder = await Deno.open(this.folder);
       await this.lock(folder, deadline);
       return await job();
     });
-    this.turns = turn.catch(() => {});
-    return turn;
+    this.queue = result.catch(() => {});
+    return result;
   }
 
   /** Asks time and again: a wait in the kernel could not be given up. */
@@ -468,18 +468,18 @@ class Switch {
   /** Believes the file, makes the state agree with it, and returns that. */
   private async catchUp(): Promise<State> {
     const up = this.isThere();
-    const kept = await this.stateFile.read();
-    if (kept?.oddity) this.log.trouble(kept.oddity);
-    let last = this.fresh(kept?.state) ?? this.known;
+    const stored = await this.stateFile.read();
+    if (stored?.oddity) this.log.trouble(stored.oddity);
+    let last = this.fresh(stored?.state) ?? this.known;
     // Who emptied it had no room for a state, and no drain goes on without one.
     // Whoever lost it otherwise did not mean to.
-    const isEmptied = kept && !kept.state && !kept.oddity;
+    const isEmptied = stored && !stored.state && !stored.oddity;
     if (last && isEmptied) last = { ...last, until: undefined };
     const by = last ? BY_HAND : NOT_KNOWN;
     const agreed = last?.up === up ? last : { up, since: now(), by };
-    this.isNew &&= !kept && agreed.by === NOT_KNOWN;
-    if (!this.isNew && agreed !== kept?.state) await this.note(agreed);
-    this.learn(agreed);
+    this.isNew &&= !stored && agreed.by === NOT_KNOWN;
+    if (!this.isNew && agreed !== stored?.state) await this.tryToStore(agreed);
+    this.remember(agreed);
     return agreed;
   }
 
@@ -488,15 +488,16 @@ class Switch {
     return JSON.stringify(state) === this.stale ? undefined : state;
   }
 
-  private async turn(state: State): Promise<boolean> {
-    if (!state.up) await this.keep(state);
+  /** Makes it so, and tells whether that took this call. */
+  private async carryOut(state: State): Promise<boolean> {
+    if (!state.up) await this.store(state);
     const changed = state.up ? await this.create() : await this.remove();
     // Who was overtaken did nothing, unless it was to add an end or a reason.
     const isOvertaken = !changed && this.known?.up !== state.up;
     const isByHand = isOvertaken && !state.until && !state.reason;
     const agreed = isByHand ? { ...state, by: BY_HAND } : state;
-    if (state.up || isByHand) await this.note(agreed);
-    this.learn(agreed);
+    if (state.up || isByHand) await this.tryToStore(agreed);
+    this.remember(agreed);
     return changed;
   }
 
@@ -518,18 +519,18 @@ class Switch {
     try {
       return await ifThere(Deno.remove(this.file).then(() => true)) ?? false;
     } catch (error) {
-      if (this.known) await this.keep(this.known); // it is as it was
+      if (this.known) await this.store(this.known); // it is as it was
       throw error;
     }
   }
 
   /**
-   * Keeps a state. Where there is no room for it, at least no older one stays.
+   * Stores a state. Where there is no room for it, at least no older one stays.
    *
-   * @throws when a drain's end can't be kept: it could last for ever; or when an
-   * older state can't be removed.
+   * @throws when a drain's end can't be stored: it could last for ever; or when
+   * an older state can't be removed.
    */
-  private async keep(state: State): Promise<void> {
+  private async store(state: State): Promise<void> {
     try {
       await this.stateFile.write(state);
     } catch (error) {
@@ -540,10 +541,10 @@ class Switch {
     }
   }
 
-  /** Keeps what is so already, if it can. */
-  private async note(state: State): Promise<void> {
+  /** The same for what is so already, whether it can be stored or not. */
+  private async tryToStore(state: State): Promise<void> {
     try {
-      await this.keep(state);
+      await this.store(state);
       this.stale = undefined;
     } catch (error) {
       const left = await this.stateFile.read().catch(() => {});
@@ -552,7 +553,8 @@ class Switch {
     }
   }
 
-  private learn(state: State): void {
+  /** What is new goes to the log and the metrics. */
+  private remember(state: State): void {
     const { known } = this;
     this.known = state;
     if (!known || JSON.stringify(known) === JSON.stringify(state)) return;
