@@ -548,7 +548,7 @@ class Switch {
       this.stale = undefined;
     } catch (error) {
       const left = await this.stateFile.read().catch(() => {});
-      this.stale = JSON.stringify(left?.state);
+      this.stale = JSON.stringify(left?.state) ?? this.stale;
       this.log.trouble(error);
     }
   }
@@ -651,10 +651,10 @@ function targetOf({ url }: Request) {
   return { host, path: path || "/", query };
 }
 
-/** In characters. Longer ones, many of which wait, would fill V8's heap. */
+/** In characters, the URL with them. Many that wait would fill V8's heap. */
 const LONGEST_HEADERS = 16_384;
-/** In characters: no name is longer (RFC 1035, 2.3.4). */
-const LONGEST_HOST = 255;
+/** In characters: a name (RFC 1035, 2.3.4) and a port. */
+const LONGEST_HOST = 255 + ":65535".length;
 
 const isTooLong = ({ url, headers }: Request) =>
   `${url}${[...headers]}`.length > LONGEST_HEADERS;
@@ -888,6 +888,7 @@ class Listener {
   private server: Deno.HttpServer<Deno.NetAddr>;
   private connections = new AbortController();
   private lastLost = -Infinity;
+  private isStopping = false;
   private check?: ReturnType<typeof setTimeout>;
 
   /** @throws when it can't listen. */
@@ -906,6 +907,7 @@ class Listener {
   }
 
   async stop(): Promise<void> {
+    this.isStopping = true;
     clearTimeout(this.check);
     const stopped = this.server.shutdown().catch(() => {}); // it had stopped
     await Promise.race([stopped, after(SHUTDOWN_WITHIN)]);
@@ -917,8 +919,7 @@ class Listener {
     const options = { hostname, port, signal, onListen() {} };
     try {
       const server = Deno.serve(options, this.handler);
-      // A turn later, so that what has been read is answered.
-      server.finished.catch(() => turnOver().then(() => this.listenAgain()));
+      server.finished.catch(() => this.listenAgain());
       this.connections = connections;
       return server;
     } catch (cause) {
@@ -928,6 +929,7 @@ class Listener {
   }
 
   private listenAgain(): void {
+    if (this.isStopping) return; // to shut down frees the port, too
     const { connections, server, address } = this;
     try {
       this.server = this.listen(address.hostname, address.port);

@@ -757,6 +757,32 @@ Deno.test("what is under way at SIGTERM is answered", async () => {
   for (const connection of connections) connection.close();
 });
 
+Deno.test({
+  name: "a listener that dies as the server stops is left alone",
+  ignore: BINARY !== undefined,
+  fn: async () => {
+    await using volume = await makeVolume();
+    // As when descriptors run out at that moment.
+    const preload = `
+      const { serve } = Deno;
+      Deno.serve = (...args) => {
+        const server = serve(...args);
+        const died = Promise.withResolvers();
+        const shutdown = async () => {
+          await server.shutdown();
+          died.reject(new Error("no descriptor"));
+          await new Promise((done) => setTimeout(done, 50));
+        };
+        return { addr: server.addr, finished: died.promise, shutdown };
+      };`;
+    const url = `data:text/javascript,${encodeURIComponent(preload)}`;
+    await using app = await start(volume, {}, [], url);
+    app.kill("SIGTERM");
+    assertEquals((await app.ended).code, 0);
+    assertStringIncludes(app.log.at(-1) ?? "", "SIGTERM: stopping");
+  },
+});
+
 patiently(
   "clients that take all descriptors cost nobody a probe for long",
   async () => {
@@ -1516,6 +1542,31 @@ patiently(
   BINARY === undefined,
 );
 
+patiently(
+  "a state that can't be replaced, nor read at times, is not believed",
+  async () => {
+    await using volume = await makeVolume();
+    // Each attempt to replace it ends in these calls; then it is read.
+    const preload = beforeChanges(
+      `globalThis.calls = (globalThis.calls ?? "") + name + " ";
+      const isRead = globalThis.calls.endsWith("writeTextFile remove lstat ");
+      if (isRead) globalThis.reads = (globalThis.reads ?? 0) + 1;
+      if (name === "lstat" ? isRead && globalThis.reads > 1 : name !== "writeFile") {
+        throw new Error("not permitted");
+      }`,
+      [...CHANGES, "lstat"],
+    );
+    await volume.keep({ up: false, until: inMs(1_000) });
+    await using app = await start(volume, {}, [], preload);
+    await app.ask("/up");
+    await after(2_500); // it is over, and could not be read
+    await volume.rm();
+    await after(2_500);
+    assertEquals(await exists(volume.file), false, app.log.join("\n"));
+  },
+  BINARY === undefined,
+);
+
 Deno.test({
   name: "no descriptor left is one line, whoever meets it",
   ignore: BINARY !== undefined,
@@ -2063,8 +2114,8 @@ Deno.test("a Host that is none is a 400, and no way around a path", async (t) =>
       ["a/health?x=", BadRequest],
       ["a/health#", BadRequest],
       ["a/", BadRequest],
-      ["a".repeat(255), ServiceUnavailable],
-      ["a".repeat(256), BadRequest],
+      [`${"a".repeat(255)}:65535`, ServiceUnavailable],
+      ["a".repeat(262), BadRequest],
     ] as const
   ) {
     await t.step(JSON.stringify(host).slice(0, 70), async () => {
