@@ -1559,7 +1559,7 @@ patiently(
     await volume.keep({ up: false, until: inMs(1_000) });
     await using app = await start(volume, {}, [], preload);
     await app.ask("/up");
-    await after(2_500); // it is over, and could not be read
+    await after(1_500); // it is over, and could not be read
     await volume.rm();
     await after(2_500);
     assertEquals(await exists(volume.file), false, app.log.join("\n"));
