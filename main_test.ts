@@ -1435,7 +1435,7 @@ Deno.test("what lies where the state should be hinders nobody", async (t) => {
   await sideBySide(t, Object.fromEntries(steps));
 });
 
-Deno.test("a state forges no line of the log or the page", async () => {
+patiently("a state forges no line of the log or the page", async () => {
   await using volume = await makeVolume();
   const odd = { up: false, by: "x\nforged", reason: "\u202e\nforged" };
   await volume.keep(odd);
