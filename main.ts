@@ -102,7 +102,8 @@ function configure() {
 }
 
 const folderOf = (path: string) => path.slice(0, path.lastIndexOf("/")) || "/";
-const draftOf = (path: string) => `${path}.state.new`;
+const stateFileOf = (path: string) => `${path}.state`;
+const draftOf = (path: string) => `${stateFileOf(path)}.new`;
 
 /** How long the name of a file may be on Linux, in bytes. */
 const LONGEST_NAME = 255;
@@ -361,7 +362,7 @@ class Switch {
     private log: Pick<Log, "event" | "trouble">,
     private startUp = false,
   ) {
-    this.stateFile = new StateFile(`${file}.state`, draftOf(file));
+    this.stateFile = new StateFile(stateFileOf(file), draftOf(file));
     this.folder = folderOf(file);
   }
 
@@ -889,7 +890,6 @@ class Listener {
   private connections = new AbortController();
   private lastLost = -Infinity;
   private isStopping = false;
-  private check?: ReturnType<typeof setTimeout>;
 
   /** @throws when it can't listen. */
   constructor(port: number, private handler: Handler, private log: Log) {
@@ -908,7 +908,6 @@ class Listener {
 
   async stop(): Promise<void> {
     this.isStopping = true;
-    clearTimeout(this.check);
     const stopped = this.server.shutdown().catch(() => {}); // it had stopped
     await Promise.race([stopped, after(SHUTDOWN_WITHIN)]);
   }
@@ -944,7 +943,7 @@ class Listener {
 
   private checkLater(): void {
     const isFlooded = performance.now() - this.lastLost < OVER_AFTER;
-    this.check = setTimeout(() => {
+    setTimeout(() => {
       this.listenAgain();
       this.checkLater();
     }, isFlooded ? LISTEN_EVERY_IN_A_FLOOD : LISTEN_EVERY);
@@ -1042,6 +1041,7 @@ async function main(args: string[]): Promise<number> {
   const openSwitch = () =>
     new Switch(configure().file, { event() {}, trouble: complain });
   try {
+    // Only a flip takes options; another command with more words is none.
     switch (isFlip || options.length === 0 ? command : args.join(" ")) {
       case undefined:
         await serve(configure());
