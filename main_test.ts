@@ -29,6 +29,7 @@ const {
 const FLAGS = [...manifest.tasks.flags.command.matchAll(/'(.*?)'|(\S+)/g)]
   .map(([, quoted, plain]) => quoted ?? plain).slice(1); // without the echo
 const BINARY = Deno.env.get("APPUP_BIN");
+const IS_SOURCE = BINARY === undefined;
 const PROGRAM = BINARY
   ? [await Deno.realPath(BINARY)]
   : [Deno.execPath(), "run", ...FLAGS, `${import.meta.dirname}/main.ts`];
@@ -56,8 +57,11 @@ function beforeChanges(code: string, names = CHANGES): Preload {
         return await real(...args);
       };
     }`;
-  return `data:text/javascript,${encodeURIComponent(module)}`;
+  return preloadOf(module);
 }
+
+const preloadOf = (module: string): Preload =>
+  `data:text/javascript,${encodeURIComponent(module)}`;
 
 function spawn(
   args: string[],
@@ -234,6 +238,11 @@ async function sideBySide(t: Deno.TestContext, steps: Steps) {
       t.step({ name, fn, ...together, sanitizeExit: false })
     ),
   );
+}
+
+/** A test of what a binary can't show: it needs a preload, or the start task. */
+function fromSource(name: string, fn: Steps[string]) {
+  Deno.test({ name, fn, ignore: !IS_SOURCE });
 }
 
 const patient: Steps = {};
@@ -628,10 +637,9 @@ Deno.test("a port in use is one line and exit code 1", async () => {
   );
 });
 
-Deno.test({
-  name: "the start task serves a file in /tmp, unless told otherwise",
-  ignore: BINARY !== undefined,
-  fn: async () => {
+fromSource(
+  "the start task serves a file in /tmp, unless told otherwise",
+  async () => {
     const defaults = await Deno.readTextFile(`${import.meta.dirname}/.env`);
     assertEquals(defaults.match(/^[^#\n].*/gm), ["UP_FILE=/tmp/up.txt"]);
     await using volume = await makeVolume();
@@ -651,7 +659,7 @@ Deno.test({
     await lines.cancel();
     await task.status;
   },
-});
+);
 
 Deno.test("it may touch /pod and /tmp, the net, its variables, no more", () => {
   const { tasks: { flags: { command } } } = manifest;
@@ -757,13 +765,12 @@ Deno.test("what is under way at SIGTERM is answered", async () => {
   for (const connection of connections) connection.close();
 });
 
-Deno.test({
-  name: "a listener that dies as the server stops is left alone",
-  ignore: BINARY !== undefined,
-  fn: async () => {
+fromSource(
+  "a listener that dies as the server stops is left alone",
+  async () => {
     await using volume = await makeVolume();
     // As when descriptors run out at that moment.
-    const preload = `
+    const preload = preloadOf(`
       const { serve } = Deno;
       Deno.serve = (...args) => {
         const server = serve(...args);
@@ -774,14 +781,13 @@ Deno.test({
           await new Promise((done) => setTimeout(done, 50));
         };
         return { addr: server.addr, finished: died.promise, shutdown };
-      };`;
-    const url = `data:text/javascript,${encodeURIComponent(preload)}`;
-    await using app = await start(volume, {}, [], url);
+      };`);
+    await using app = await start(volume, {}, [], preload);
     app.kill("SIGTERM");
     assertEquals((await app.ended).code, 0);
     assertStringIncludes(app.log.at(-1) ?? "", "SIGTERM: stopping");
   },
-});
+);
 
 patiently(
   "clients that take all descriptors cost nobody a probe for long",
@@ -1451,27 +1457,22 @@ patiently("a state forges no line of the log or the page", async () => {
   assert(!lines.join().includes("\u202e"), lines.join("\n"));
 });
 
-Deno.test({
-  name: "a state that goes as it is read is not there",
-  ignore: BINARY !== undefined,
-  fn: async () => {
-    await using volume = await makeVolume();
-    const preload = beforeChanges(
-      "Deno.removeSync(args[0]);",
-      ["readTextFile"],
-    );
-    await using app = await start(volume, {}, [], preload);
-    await app.ask("/up");
-    for (const path of ["/", "/up", "/down?for=1h", "/down?for=1h"]) {
-      assertEquals((await app.ask(path)).status, OK);
-    }
-  },
+fromSource("a state that goes as it is read is not there", async () => {
+  await using volume = await makeVolume();
+  const preload = beforeChanges(
+    "Deno.removeSync(args[0]);",
+    ["readTextFile"],
+  );
+  await using app = await start(volume, {}, [], preload);
+  await app.ask("/up");
+  for (const path of ["/", "/up", "/down?for=1h", "/down?for=1h"]) {
+    assertEquals((await app.ask(path)).status, OK);
+  }
 });
 
-Deno.test({
-  name: "where the file can't be removed, the state stays as it was",
-  ignore: BINARY !== undefined,
-  fn: async () => {
+fromSource(
+  "where the file can't be removed, the state stays as it was",
+  async () => {
     await using volume = await makeVolume();
     await volume.touch();
     await volume.keep({ up: true, reason: "old" });
@@ -1485,17 +1486,19 @@ Deno.test({
       assertStringIncludes((await app.ask("/")).body, "why    old");
     }
   },
-});
+);
+
+/** The file can be created, but no state be written and nothing removed. */
+const nothingIsKept = beforeChanges(
+  'if (name !== "writeFile") throw new Error("not permitted");',
+);
 
 patiently(
   "an /up that can keep nothing is up, and whose it is",
   async () => {
     await using volume = await makeVolume();
-    const preload = beforeChanges(
-      'if (name !== "writeFile") throw new Error("not permitted");',
-    );
     await volume.keep({ up: false });
-    await using app = await start(volume, {}, [], preload);
+    await using app = await start(volume, {}, [], nothingIsKept);
     assertEquals(await brief(app.ask("/up")), [OK, "app is up"]);
     assertEquals(await exists(volume.file), true);
     await app.logs("not permitted");
@@ -1509,18 +1512,15 @@ patiently(
     assertEquals((await app.ask("/down")).status, ServiceUnavailable);
     assertEquals(await exists(volume.file), true);
   },
-  BINARY === undefined,
+  IS_SOURCE,
 );
 
 patiently(
   "a state that can't be replaced is not believed, but what comes after it is",
   async () => {
     await using volume = await makeVolume();
-    const preload = beforeChanges(
-      'if (name !== "writeFile") throw new Error("not permitted");',
-    );
     await volume.keep({ up: false, reason: "old", until: inMs(3.6e6) });
-    await using app = await start(volume, {}, [], preload);
+    await using app = await start(volume, {}, [], nothingIsKept);
     await app.ask("/up?reason=new");
     await app.logs("not permitted");
     await volume.rm();
@@ -1539,7 +1539,7 @@ patiently(
     await after(3_000); // the first end is over
     assertEquals(await exists(volume.file), false);
   },
-  BINARY === undefined,
+  IS_SOURCE,
 );
 
 patiently(
@@ -1564,26 +1564,22 @@ patiently(
     await after(2_500);
     assertEquals(await exists(volume.file), false, app.log.join("\n"));
   },
-  BINARY === undefined,
+  IS_SOURCE,
 );
 
-Deno.test({
-  name: "no descriptor left is one line, whoever meets it",
-  ignore: BINARY !== undefined,
-  fn: async () => {
-    await using volume = await makeVolume();
-    const preload = beforeChanges(
-      'throw Object.assign(new Error("EMFILE"), { code: "EMFILE" });',
-      ["open"],
-    );
-    await using app = await start(volume, {}, [], preload);
-    for (const path of ["/up", "/down", "/up"]) {
-      assertEquals((await app.ask(path)).status, ServiceUnavailable);
-    }
-    const lines = app.log.filter((line) => !line.includes("appup"));
-    assertEquals(lines.length, 1, lines.join("\n"));
-    assertStringIncludes(lines[0], "no descriptor is left");
-  },
+fromSource("no descriptor left is one line, whoever meets it", async () => {
+  await using volume = await makeVolume();
+  const preload = beforeChanges(
+    'throw Object.assign(new Error("EMFILE"), { code: "EMFILE" });',
+    ["open"],
+  );
+  await using app = await start(volume, {}, [], preload);
+  for (const path of ["/up", "/down", "/up"]) {
+    assertEquals((await app.ask(path)).status, ServiceUnavailable);
+  }
+  const lines = app.log.filter((line) => !line.includes("appup"));
+  assertEquals(lines.length, 1, lines.join("\n"));
+  assertStringIncludes(lines[0], "no descriptor is left");
 });
 
 Deno.test("what lies where a state is drafted hinders nobody either", async (t) => {
@@ -1717,10 +1713,9 @@ Deno.test("whoever reads the state file never meets half of it", async () => {
   await flips;
 });
 
-Deno.test({
-  name: "killed before any write, it has flipped or it has not, and never will",
-  ignore: BINARY !== undefined,
-  fn: async (t) => {
+fromSource(
+  "killed before any write, it has flipped or it has not, and never will",
+  async (t) => {
     const preloads = [1, 2, 3, 4, 5, 6].map((change) =>
       beforeChanges(
         `if (changes === ${change}) Deno.kill(Deno.pid, "SIGKILL");`,
@@ -1768,7 +1763,7 @@ Deno.test({
     }
     await sideBySide(t, steps);
   },
-});
+);
 
 // ---------------------------------------------------------------------------
 // Other processes
@@ -1867,10 +1862,9 @@ Deno.test("an rm is not put down to who asks for /down next", async () => {
   assert(!app.log.join().includes("/down from"));
 });
 
-Deno.test({
-  name: "who is overtaken by hand did not do it, unless it adds something",
-  ignore: BINARY !== undefined,
-  fn: async (t) => {
+fromSource(
+  "who is overtaken by hand did not do it, unless it adds something",
+  async (t) => {
     const overtaken = beforeChanges(
       `if (args[0].endsWith("/up.txt")) {
         if (name === "remove") Deno.removeSync(args[0]);
@@ -1904,7 +1898,7 @@ Deno.test({
       });
     }
   },
-});
+);
 
 Deno.test("an /up amid touches and rms is never an error", async () => {
   await using volume = await makeVolume();

@@ -13,7 +13,7 @@ const MB = 1e6;
 const REQUESTS = 25_000;
 /** How long the head of a request is, when it is long: Deno takes 64 KB. */
 const LONG_HEAD = 60_000;
-/** How many connections send such requests, in the image's 200 descriptors. */
+/** How many connections send such requests: the image allows some more. */
 const LONG_HEADS = 160;
 /** How many clients stall, each in the middle of its request. */
 const CLIENTS = 4_000;
@@ -26,6 +26,8 @@ const MOST_AMID_HEADS = 48 * MB;
 const encode = (text: string) => new TextEncoder().encode(text);
 const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 const after = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+const connect = (port: number, signal?: AbortSignal) =>
+  Deno.connect({ hostname: "127.0.0.1", port, signal });
 
 // ---------------------------------------------------------------------------
 // The clients: a thread of their own, so that they don't slow the probes
@@ -40,7 +42,7 @@ async function stall({ port, comeBack }: Flood): Promise<void> {
   const half = encode("GET /health HTTP/1.1\r\nHost: a\r\n");
   const one = async () => {
     try {
-      using connection = await Deno.connect({ hostname: "127.0.0.1", port });
+      using connection = await connect(port);
       await connection.write(half);
       await connection.read(new Uint8Array(1024)); // until it is closed
     } catch { /* refused or reset */ }
@@ -170,7 +172,7 @@ async function send(port: number, request: string, status: number) {
   let left = REQUESTS;
   await Promise.all(
     Array.from({ length: 16 }, async () => {
-      using connection = await Deno.connect({ hostname: "127.0.0.1", port });
+      using connection = await connect(port);
       const buffer = new Uint8Array(16_384);
       while (left-- > 0) {
         await connection.write(bytes);
@@ -214,10 +216,7 @@ async function sendFromMany(appup: Appup, request: string, ms: number) {
   let answers = 0;
   let most = 0;
   const one = async () => {
-    using connection = await Deno.connect({
-      hostname: "127.0.0.1",
-      port: appup.port,
-    });
+    using connection = await connect(appup.port);
     const buffer = new Uint8Array(1024);
     while (goesOn()) {
       for (let sent = 0; sent < bytes.length;) {
@@ -264,11 +263,7 @@ async function probe(port: number): Promise<boolean> {
     signal.addEventListener("abort", () => resolve(undefined))
   );
   const answer = async () => {
-    using connection = await Deno.connect({
-      hostname: "127.0.0.1",
-      port,
-      signal,
-    });
+    using connection = await connect(port, signal);
     await connection.write(
       encode("GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
     );
