@@ -1,4 +1,4 @@
-# docker build -t appup:1.1.0 .
+# docker build -t appup:1.2.0 .
 ARG DENO_VERSION=2.9.6
 
 # Compiles on the machine that builds, for the one that will run it.
@@ -32,7 +32,7 @@ FROM docker.io/library/busybox:1.37-musl AS busybox
 FROM gcr.io/distroless/cc-debian12:nonroot
 LABEL org.opencontainers.image.title=appup \
       org.opencontainers.image.description="A switch in front of a pod's readiness" \
-      org.opencontainers.image.version=1.1.0
+      org.opencontainers.image.version=1.2.0
 # For kubectl exec … -c appup -- sh -c 'rm /pod/up.txt'
 COPY --from=busybox /bin/sh /bin/
 COPY --from=compile /src/bin/ /bin/
