@@ -286,13 +286,17 @@ class StateFile {
   /** Replaces the file in one step, so that nobody ever reads half of it. */
   async write(text: string): Promise<void> {
     try {
-      await ifExists(Deno.remove(this.draft)); // a crash may have left it
       await Deno.writeTextFile(this.draft, text, { createNew: true });
       await Deno.rename(this.draft, this.path);
     } catch (error) {
-      await Deno.remove(this.draft).catch(() => {});
+      await this.discardDraft();
       throw error;
     }
+  }
+
+  /** A crash may leave a draft. On a full disk, it takes the room of the file. */
+  async discardDraft(): Promise<void> {
+    await Deno.remove(this.draft).catch(() => {});
   }
 
   /**
@@ -471,6 +475,7 @@ export class Switch {
 
   /** Makes the stored state the one that counts, and returns it. */
   private async reconcile(): Promise<State> {
+    await this.stateFile.discardDraft();
     const up = this.fileExists();
     const stored = await this.stateFile.read();
     if (stored?.problem) this.log.trouble(stored.problem);
@@ -928,14 +933,14 @@ class Listener {
 
   private async listenAgain(): Promise<void> {
     const { hostname, port } = this.address;
-    this.connections.abort();
-    for (; !this.isStopping; await after(LISTEN_RETRY)) {
+    while (!this.isStopping) {
       this.log.trouble(NO_DESCRIPTOR);
+      this.connections.abort(); // half requests, too, hold descriptors
       try {
         this.server = this.listen(hostname, port);
         return;
       } catch {
-        // Still no descriptor: try again.
+        await after(LISTEN_RETRY); // there is no descriptor yet
       }
     }
   }
@@ -1026,6 +1031,7 @@ const WRONG_USAGE = 2;
 /** Runs the command line, and returns the exit code. */
 async function main(args: string[]): Promise<number> {
   const [command, ...rest] = args;
+  const isHelp = args.includes("--help") || args.includes("-h");
   const say = (line: string) => print(line, Deno.stdout);
   const complain = (what: unknown) => print(messageOf(what), Deno.stderr);
   const openSwitch = () => {
@@ -1033,29 +1039,34 @@ async function main(args: string[]): Promise<number> {
     return new Switch(file, { event() {}, trouble: complain }, startUp);
   };
   try {
-    if (command === "help" || args.includes("--help") || args.includes("-h")) {
-      say(HELP);
-      return OK;
-    }
-    if (command === "up" || command === "down") {
-      const up = command === "up";
-      const options = parseFlipOptions(up, parseArgs(rest));
-      const changed = await openSwitch().flip(up, `appup ${command}`, options);
-      say(outcome(up, changed, options));
-      return OK;
-    }
-    if (rest.length > 0) throw unknownArgument(rest[0]);
-    switch (command) {
-      case undefined:
-        await serve(configure());
+    switch (isHelp ? "help" : command) {
+      case "help":
+        say(HELP);
         return OK;
+      case "up":
+      case "down": {
+        const up = command === "up";
+        const options = parseFlipOptions(up, parseArgs(rest));
+        const changed = await openSwitch().flip(
+          up,
+          `appup ${command}`,
+          options,
+        );
+        say(outcome(up, changed, options));
+        return OK;
+      }
       case "health": {
+        if (rest.length > 0) throw unknownArgument(rest[0]);
         const state = await openSwitch().look();
         say(report(state));
         return state.up ? OK : FAILED;
       }
       case "--version":
+        if (rest.length > 0) throw unknownArgument(rest[0]);
         say(`appup ${VERSION}`);
+        return OK;
+      case undefined:
+        await serve(configure());
         return OK;
       default:
         throw unknownArgument(command);
