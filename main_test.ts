@@ -831,6 +831,7 @@ patiently(
     await app.logs(`over, not met for 5 s: ${begins}`, 8_000);
     assertEquals(app.log.filter((line) => line.includes(begins)).length, 2);
   },
+  IS_SOURCE, // a binary may have an older Deno, which hides that it is deaf
 );
 
 Deno.test("a thousand stalled clients do not keep a probe waiting", async () => {
@@ -981,7 +982,7 @@ except BlockingIOError:
     os.execvp(sys.argv[1], sys.argv[1:])
 `;
 
-Deno.test("a log that can not be written changes no answer", async (t) => {
+Deno.test("a log that cannot be written changes no answer", async (t) => {
   const wrappers: Record<string, string[]> = {
     "a full disk": ["sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh"],
     "nothing open": ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"],
@@ -1054,7 +1055,7 @@ Deno.test("a drain takes the app down from any state, for a time as Go writes it
   }
 });
 
-Deno.test("a toggle that can not do all it was asked is a 400 and flips nothing", async (t) => {
+Deno.test("a toggle that cannot do all it was asked is a 400 and flips nothing", async (t) => {
   await using volume = await makeVolume();
   await using app = await start(volume);
   for (
@@ -1401,7 +1402,7 @@ Deno.test("a /down that fails leaves the state as it was", async () => {
   await Deno.chmod(volume.folder, 0o755);
 });
 
-fromSource("where only the file can not be removed, too", async () => {
+fromSource("so does one that cannot remove the file alone", async () => {
   await using volume = await makeVolume();
   await volume.touch();
   const state = { ...STATE, up: true, reason: "old" };
