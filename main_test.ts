@@ -756,7 +756,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
   });
 }
 
-Deno.test("requests that are under way at SIGTERM are answered", async () => {
+Deno.test("SIGTERM lets requests that are under way finish", async () => {
   await using volume = await makeVolume();
   await using app = await start(volume);
   const connections = await connect(app.port, 40);
@@ -1277,7 +1277,7 @@ patiently("UP_INITIAL counts once, in a new volume", async (t) => {
   });
 });
 
-fromSource("a touch during the first look at a new volume counts", async () => {
+patiently("a touch during the first look at a new volume counts", async () => {
   await using volume = await makeVolume();
   // As a postStart hook may do it, after the look and before the state.
   const preload = beforeChanges(
@@ -1289,7 +1289,7 @@ fromSource("a touch during the first look at a new volume counts", async () => {
   assertEquals(await exists(volume.file), true);
   await app.logs(`app is up: ${BY_HAND}`);
   assertEquals(await exists(volume.file), true);
-});
+}, IS_SOURCE);
 
 // ---------------------------------------------------------------------------
 // The state file
@@ -1372,20 +1372,23 @@ Deno.test("a state forges no line of the log or the page", async () => {
   assert(!lines.join().includes("\u202e"), lines.join("\n"));
 });
 
-fromSource("a state that is removed as it is read is none", async () => {
-  await using volume = await makeVolume();
-  const preload = beforeChanges(
-    "Deno.removeSync(args[0]);",
-    ["readTextFile"],
-  );
-  await using app = await start(volume, {}, [], preload);
-  await app.ask("/up");
-  for (const path of ["/", "/up", "/down?for=1h", "/down?for=1h"]) {
-    assertEquals((await app.ask(path)).status, OK);
-  }
-});
+fromSource(
+  "a state that is removed while it is read does not exist",
+  async () => {
+    await using volume = await makeVolume();
+    const preload = beforeChanges(
+      "Deno.removeSync(args[0]);",
+      ["readTextFile"],
+    );
+    await using app = await start(volume, {}, [], preload);
+    await app.ask("/up");
+    for (const path of ["/", "/up", "/down?for=1h", "/down?for=1h"]) {
+      assertEquals((await app.ask(path)).status, OK);
+    }
+  },
+);
 
-Deno.test("a /down that fails leaves the state as it was", async () => {
+Deno.test("a /down in a read-only folder fails and leaves the state as it was", async () => {
   await using volume = await makeVolume();
   await volume.touch();
   const state = { ...STATE, up: true, reason: "old" };
@@ -1402,21 +1405,24 @@ Deno.test("a /down that fails leaves the state as it was", async () => {
   await Deno.chmod(volume.folder, 0o755);
 });
 
-fromSource("so does one that cannot remove the file alone", async () => {
-  await using volume = await makeVolume();
-  await volume.touch();
-  const state = { ...STATE, up: true, reason: "old" };
-  await volume.store(state);
-  const preload = beforeChanges(
-    `if (args[0] === ${JSON.stringify(volume.file)}) throw new Error("no");`,
-  );
-  await using app = await start(volume, {}, [], preload);
-  for (const path of ["/down", "/down?for=1h", "/down?reason=new"]) {
-    assertEquals(await brief(app.ask(path)), [ServiceUnavailable, "no"]);
-    assertEquals(await volume.state(), state);
-    assertStringIncludes((await app.ask("/")).body, "why    old");
-  }
-});
+fromSource(
+  "a /down that cannot remove the file leaves the state as it was",
+  async () => {
+    await using volume = await makeVolume();
+    await volume.touch();
+    const state = { ...STATE, up: true, reason: "old" };
+    await volume.store(state);
+    const preload = beforeChanges(
+      `if (args[0] === ${JSON.stringify(volume.file)}) throw new Error("no");`,
+    );
+    await using app = await start(volume, {}, [], preload);
+    for (const path of ["/down", "/down?for=1h", "/down?reason=new"]) {
+      assertEquals(await brief(app.ask(path)), [ServiceUnavailable, "no"]);
+      assertEquals(await volume.state(), state);
+      assertStringIncludes((await app.ask("/")).body, "why    old");
+    }
+  },
+);
 
 for (const code of ["EIO", "EMFILE"]) {
   fromSource(
@@ -1460,7 +1466,7 @@ const nothingIsStored = beforeChanges(
   'if (name !== "writeFile") throw new Error("not permitted");',
 );
 
-fromSource("an /up that can store nothing is an /up all the same", async () => {
+fromSource("an /up that cannot store its state is still up", async () => {
   await using volume = await makeVolume();
   await volume.store({ up: false });
   await using app = await start(volume, {}, [], nothingIsStored);
@@ -1487,7 +1493,7 @@ fromSource("EMFILE is one line in the log, whatever call met it", async () => {
   assertStringIncludes(lines[0], "no descriptor is left");
 });
 
-Deno.test("what lies where a state is written first is replaced, too", async (t) => {
+Deno.test("nothing in the place of the state's draft stops a flip", async (t) => {
   const oddities: Record<string, (path: string) => Promise<unknown>> = {
     "half a draft": (path) => Deno.writeTextFile(path, "{"),
     "a FIFO": (path) => new Deno.Command("mkfifo", { args: [path] }).output(),
@@ -1517,7 +1523,7 @@ Deno.test("what lies where a state is written first is replaced, too", async (t)
 });
 
 patiently(
-  "on a full disk, all but a drain works, and the log says so once",
+  "on a full disk, up and down work, a drain is refused, and the log says so once",
   async (t) => {
     const isUp = async (app: { port: number }) =>
       (await ask(app.port, "/health")).status === OK;
@@ -1588,7 +1594,7 @@ Deno.test("nobody ever reads half a state", async () => {
 });
 
 patiently(
-  "a kill -9 at any moment leaves what was asked last, or before",
+  "after a kill -9, the last flip is done or not, and nothing changes later",
   async (t) => {
     const ASKS = [
       "/up",
@@ -2023,7 +2029,7 @@ Deno.test("an invalid Host header is a 400 and never changes the path", async (t
 // ---------------------------------------------------------------------------
 // Watching it
 
-Deno.test("/livez is 200, up or down", async () => {
+Deno.test("/livez is 200 whether up or down", async () => {
   await using volume = await makeVolume();
   await using app = await start(volume);
   assertEquals(await brief(app.ask("/livez")), [OK, "ok"]);
