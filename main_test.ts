@@ -563,82 +563,85 @@ Deno.test("a failure is a 503 that says what failed and where, and the log says 
 // ---------------------------------------------------------------------------
 // Configuration
 
-Deno.test("a wrong value is exit code 2 and a line that says what to set", async (t) => {
-  await using volume = await makeVolume();
-  for (
-    const [name, value, shown = JSON.stringify(value)] of [
-      ["UP_PORT", ""],
-      ["UP_PORT", "-1"],
-      ["UP_PORT", "65536"],
-      ["UP_PORT", "80.5"],
-      ["UP_PORT", "0x50"],
-      ["UP_PORT", "tcp://10.0.0.1:80"],
-      ["UP_FILE", ""],
-      ["UP_FILE", "up.txt"],
-      ["UP_FILE", "/up.txt"],
-      ["UP_FILE", "/etc/up.txt"],
-      ["UP_FILE", "/tmp/../etc/up.txt"],
-      ["UP_FILE", "/tmpfile/up.txt"],
-      ["UP_FILE", "/tmp"],
-      ["UP_FILE", `${volume.folder}/`],
-      ["UP_FILE", `${volume.folder}/.`],
-      ["UP_FILE", `${volume.folder}/..`],
-      ["UP_FILE", `${volume.folder}/${"é".repeat(123)}`],
-      ["UP_FILE", `${volume.folder}/nowhere/up.txt`],
-      ["UP_INITIAL", ""],
-      ["UP_INITIAL", "UP"],
-      ["UP_INITIAL", "true"],
-      ["UP_FROM", ""],
-      ["UP_FROM", "Pod"],
-      ["UP_FROM", "127.0.0.1"],
-      ["UP_TOKEN", "", "(not shown)"],
-      ["UP_TOKEN", "from echo\n", "(not shown)"],
-      ["UP_TOKEN", "pässword", "(not shown)"],
-    ]
-  ) {
-    await t.step(`${name}=${JSON.stringify(value)}`, async () => {
-      const env = { UP_FILE: volume.file, UP_PORT: "0", [name]: value };
-      const { code, stdout, stderr } = await run([], env);
-      assertEquals([code, stdout], [2, ""]);
-      assertEquals(stderr.split("\n").length, 2, stderr);
-      assert(stderr.startsWith(`${name}=${shown}: must be `), stderr);
-    });
-  }
-  await t.step("all of them at once", async () => {
-    const { code, stderr } = await run([], {
-      UP_FILE: "up.txt",
-      UP_PORT: "x",
-      UP_INITIAL: "x",
-      UP_FROM: "x",
-      UP_TOKEN: "",
-    });
-    assertEquals(code, 2);
-    assertEquals(
-      stderr.trimEnd().split("\n").map((line) => line.split("=")[0]),
-      ["UP_FILE", "UP_PORT", "UP_INITIAL", "UP_FROM", "UP_TOKEN"],
-    );
-  });
-  for (const name of ["UP_FILE", "UP_TOKEN"]) {
-    await t.step(`a ${name} that is no text`, async () => {
-      const set = `export ${name}=$(printf 's3cret\\377') && exec "$@"`;
-      const wrapper = ["sh", "-c", set, "sh"];
-      const env = { UP_FILE: volume.file };
-      const { code, stderr } = await run([], env, wrapper);
+patiently(
+  "a wrong value is exit code 2 and a line that says what to set",
+  async (t) => {
+    await using volume = await makeVolume();
+    for (
+      const [name, value, shown = JSON.stringify(value)] of [
+        ["UP_PORT", ""],
+        ["UP_PORT", "-1"],
+        ["UP_PORT", "65536"],
+        ["UP_PORT", "80.5"],
+        ["UP_PORT", "0x50"],
+        ["UP_PORT", "tcp://10.0.0.1:80"],
+        ["UP_FILE", ""],
+        ["UP_FILE", "up.txt"],
+        ["UP_FILE", "/up.txt"],
+        ["UP_FILE", "/etc/up.txt"],
+        ["UP_FILE", "/tmp/../etc/up.txt"],
+        ["UP_FILE", "/tmpfile/up.txt"],
+        ["UP_FILE", "/tmp"],
+        ["UP_FILE", `${volume.folder}/`],
+        ["UP_FILE", `${volume.folder}/.`],
+        ["UP_FILE", `${volume.folder}/..`],
+        ["UP_FILE", `${volume.folder}/${"é".repeat(123)}`],
+        ["UP_FILE", `${volume.folder}/nowhere/up.txt`],
+        ["UP_INITIAL", ""],
+        ["UP_INITIAL", "UP"],
+        ["UP_INITIAL", "true"],
+        ["UP_FROM", ""],
+        ["UP_FROM", "Pod"],
+        ["UP_FROM", "127.0.0.1"],
+        ["UP_TOKEN", "", "(not shown)"],
+        ["UP_TOKEN", "from echo\n", "(not shown)"],
+        ["UP_TOKEN", "pässword", "(not shown)"],
+      ]
+    ) {
+      await t.step(`${name}=${JSON.stringify(value)}`, async () => {
+        const env = { UP_FILE: volume.file, UP_PORT: "0", [name]: value };
+        const { code, stdout, stderr } = await run([], env);
+        assertEquals([code, stdout], [2, ""]);
+        assertEquals(stderr.split("\n").length, 2, stderr);
+        assert(stderr.startsWith(`${name}=${shown}: must be `), stderr);
+      });
+    }
+    await t.step("all of them at once", async () => {
+      const { code, stderr } = await run([], {
+        UP_FILE: "up.txt",
+        UP_PORT: "x",
+        UP_INITIAL: "x",
+        UP_FROM: "x",
+        UP_TOKEN: "",
+      });
       assertEquals(code, 2);
-      assert(stderr.startsWith(`${name}=`), stderr);
-      assert(!stderr.includes("s3cret"), stderr);
+      assertEquals(
+        stderr.trimEnd().split("\n").map((line) => line.split("=")[0]),
+        ["UP_FILE", "UP_PORT", "UP_INITIAL", "UP_FROM", "UP_TOKEN"],
+      );
     });
-  }
-  await t.step(
-    "the longest name that has room for its state file's",
-    async () => {
-      const env = { UP_FILE: `${volume.folder}/${"x".repeat(245)}` };
-      await using _app = await start(volume, { ...env, UP_INITIAL: "up" });
-      assertEquals(await exists(env.UP_FILE), true);
-      assertEquals((await run(["down"], env)).code, 0);
-    },
-  );
-});
+    for (const name of ["UP_FILE", "UP_TOKEN"]) {
+      await t.step(`a ${name} that is no text`, async () => {
+        const set = `export ${name}=$(printf 's3cret\\377') && exec "$@"`;
+        const wrapper = ["sh", "-c", set, "sh"];
+        const env = { UP_FILE: volume.file };
+        const { code, stderr } = await run([], env, wrapper);
+        assertEquals(code, 2);
+        assert(stderr.startsWith(`${name}=`), stderr);
+        assert(!stderr.includes("s3cret"), stderr);
+      });
+    }
+    await t.step(
+      "the longest name that has room for its state file's",
+      async () => {
+        const env = { UP_FILE: `${volume.folder}/${"x".repeat(245)}` };
+        await using _app = await start(volume, { ...env, UP_INITIAL: "up" });
+        assertEquals(await exists(env.UP_FILE), true);
+        assertEquals((await run(["down"], env)).code, 0);
+      },
+    );
+  },
+);
 
 Deno.test("a port in use is one line and exit code 1", async () => {
   await using volume = await makeVolume();
@@ -982,7 +985,7 @@ except BlockingIOError:
     os.execvp(sys.argv[1], sys.argv[1:])
 `;
 
-Deno.test("a log that cannot be written changes no answer", async (t) => {
+patiently("a log that cannot be written changes no answer", async (t) => {
   const wrappers: Record<string, string[]> = {
     "a full disk": ["sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh"],
     "nothing open": ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"],
@@ -2162,7 +2165,7 @@ Deno.test("/ says who probed last, and what the answer was", async (t) => {
 // ---------------------------------------------------------------------------
 // The command line
 
-Deno.test("the command line flips the file, without a server", async (t) => {
+patiently("the command line flips the file, without a server", async (t) => {
   await using volume = await makeVolume();
   const env = { UP_FILE: volume.file, UP_TOKEN: "not-asked-for-here" };
   for (
