@@ -11,6 +11,7 @@ import {
 import { exists } from "@std/fs";
 import { STATUS_CODE } from "@std/http/status";
 import manifest from "./deno.json" with { type: "json" };
+import { Switch } from "./main.ts";
 
 const {
   OK,
@@ -1645,6 +1646,270 @@ patiently(
     await sideBySide(t, Object.fromEntries(rounds));
   },
 );
+
+// ---------------------------------------------------------------------------
+// Every history
+
+// The real Switch, with a disk in memory and a clock that the test sets. Every
+// two acts in a row are played, and each act is also cut at each of its writes:
+// by a kill, or by a hand that changes the file just then.
+
+/** What the pod is. `end` is when its drain ends, in ms since 1970. */
+interface World {
+  up: boolean;
+  end?: number;
+  /** How the volume is to start, if it is new. */
+  isNew?: "up" | "down";
+  /** What it was before, if no appup has looked since. */
+  unseen?: World;
+}
+type Rule = (world: World, now: number) => World[];
+
+const HOUR = 3_600_000;
+const BEGIN = Date.UTC(2026, 0, 1);
+const DRAIN = { ms: 1.5 * HOUR, text: "90m" };
+const BEGINNINGS: World[] = [
+  { up: false, isNew: "up" },
+  { up: false, isNew: "down" },
+  { up: true },
+  { up: false },
+  { up: false, end: BEGIN + 5 * HOUR },
+  { up: false, end: BEGIN - HOUR },
+];
+const ROOMS = [
+  { texts: true, names: Infinity },
+  { texts: false, names: Infinity },
+  { texts: true, names: 2 }, // the file and its state, but no draft
+];
+const ACTS = [
+  ...["up", "down", "drain", "settle"].map((act) => ({ act, who: "server" })),
+  ...["up", "down", "drain"].map((act) => ({ act, who: "command" })),
+  ...["touch", "rm"].map((act) => ({ act, who: "hand" })),
+  { act: "settle", who: "new server" },
+];
+
+/** What each act may make of a world. */
+const RULES: Record<string, Rule> = {
+  up: () => [{ up: true }],
+  down: () => [{ up: false }],
+  drain: (_, now) => [{ up: false, end: now + DRAIN.ms }],
+  settle: (world, now) => world.end! <= now ? [{ up: true }] : [world],
+  look: ({ up, end, isNew }) =>
+    isNew && !up ? [{ up: isNew === "up" }] : [{ up, end }],
+  touch: (world) =>
+    // in vain on a full disk
+    world.up ? [world] : [world, { up: true, unseen: world.unseen ?? world }],
+  // A window: what is undone by hand before a look leaves no trace.
+  rm: (world) =>
+    world.up ? [{ up: false }, ...world.unseen ? [world.unseen] : []] : [world],
+};
+
+/** A window: what a kill left half done, a hand may complete before a look. */
+const killed = (worlds: World[]) =>
+  [undefined, ...worlds].flatMap((unseen) =>
+    worlds.map((world) => ({ ...world, unseen }))
+  );
+
+interface Cut {
+  write: number;
+  by: "kill" | "touch" | "rm";
+}
+type Step = { act: string; who: string; cut?: Cut };
+type History = { beginning: World; room: typeof ROOMS[0]; steps: Step[] };
+
+const MISSING = new Deno.errors.NotFound(); // made once: its stack costs most
+
+class Disk {
+  now = BEGIN;
+  /** What could cut the act that is under way. */
+  cuts: Cut[] = [];
+  beforeWrite: (cuts: Cut[]) => void | Promise<never> = () => {};
+  private files = new Map<string, string>();
+
+  constructor({ up, end, isNew }: World, private room: History["room"]) {
+    if (up) this.touch();
+    const until = end && new Date(end).toISOString();
+    const state = JSON.stringify({ ...STATE, up, until });
+    if (!isNew) this.files.set("/v/up.txt.state", state);
+  }
+
+  isUp = () => this.files.has("/v/up.txt");
+  isFull = () => this.files.size >= this.room.names;
+  touch = () => this.isUp() || this.isFull() || this.files.set("/v/up.txt", "");
+  rm = () => this.files.delete("/v/up.txt");
+
+  private find(path: string): string {
+    const text = this.files.get(path);
+    if (text === undefined) throw MISSING;
+    return text;
+  }
+
+  private async write(change: () => void): Promise<void> {
+    const write = this.cuts.length / 2;
+    const hand = this.isUp() ? "rm" : "touch";
+    this.cuts.push({ write, by: "kill" }, { write, by: hand });
+    await this.beforeWrite(this.cuts.slice(-2));
+    change();
+  }
+
+  private put = (path: string, content: unknown, { createNew = false } = {}) =>
+    this.write(() => {
+      const isThere = this.files.has(path);
+      if (isThere && createNew) throw new Deno.errors.AlreadyExists(path);
+      if (!isThere && this.isFull()) throw new Error("no room for a name");
+      this.files.set(path, this.room.texts ? `${content}` : "");
+      if (`${content}` && !this.room.texts) throw new Error("no room");
+    });
+
+  /** What Switch calls of Deno. */
+  calls: Record<string, unknown> = {
+    statSync: (path: string) =>
+      path === "/v" || { isFile: this.find(path) === "" },
+    lstat: async (path: string) =>
+      await { isFile: true, size: this.find(path).length },
+    readTextFile: async (path: string) => await this.find(path),
+    writeFile: this.put,
+    writeTextFile: this.put,
+    rename: (from: string, to: string) =>
+      this.write(() => {
+        this.files.set(to, this.find(from));
+        this.files.delete(from);
+      }),
+    remove: async (path: string) => {
+      this.find(path);
+      await this.write(() => {
+        this.find(path);
+        this.files.delete(path);
+      });
+    },
+    open: async () =>
+      await { tryLock: async () => await true, [Symbol.dispose]() {} },
+  };
+}
+
+/** Carries out a step until it is done, has failed or was killed. */
+async function carryOut({ act, who, cut }: Step, one: Switch, disk: Disk) {
+  const kill = Promise.withResolvers<"killed">();
+  disk.cuts = [];
+  disk.beforeWrite = (cuts) => {
+    if (!cut || !cuts.some(({ write }) => write === cut.write)) return;
+    if (cut.by !== "kill") return void disk[cut.by]();
+    kill.resolve("killed");
+    return new Promise(() => {});
+  };
+  const perform = async (): Promise<unknown> => {
+    if (act === "touch" || act === "rm") return disk[act]();
+    if (act === "settle") return await one.settle();
+    const options = act === "drain" ? { drain: DRAIN } : {};
+    return await one.flip(act === "up", who, options);
+  };
+  const done = perform().then(() => "done" as const, () => "failed" as const);
+  const ending = await Promise.race([kill.promise, done]);
+  disk.beforeWrite = () => {};
+  return ending;
+}
+
+/** Returns whether a history ends as it may, and what could cut its last act. */
+async function play(Class: typeof Switch, history: History) {
+  const { beginning, room, steps } = history;
+  const disk = new Disk(beginning, room);
+  Object.assign(Deno, disk.calls);
+  Date.now = () => disk.now;
+  const log = { event() {}, trouble() {} };
+  const start = () => new Class("/v/up.txt", log, beginning.isNew !== "down");
+  let server = start();
+  if (!beginning.isNew && !(beginning.end! < BEGIN)) await server.settle();
+  let worlds = [beginning];
+  const after = (rules: Rule[]) =>
+    rules.reduce(
+      (all, rule) => all.flatMap((world) => rule(world, disk.now)),
+      worlds,
+    );
+  const observe = (possible: World[]) => {
+    const real = possible.filter(({ up }) => up === disk.isUp());
+    const texts = new Set(real.map((world) => JSON.stringify(world)));
+    worlds = [...texts].map((text) => JSON.parse(text));
+  };
+  for (const step of steps) {
+    const { act, who, cut } = step;
+    disk.now += HOUR / 60;
+    if (who === "new server") server = start();
+    const one = who === "command" ? start() : server;
+    const ending = await carryOut(step, one, disk);
+    if (ending === "killed" && one === server) server = start();
+    const rules = who === "hand" ? [RULES[act]] : [RULES.look, RULES[act]];
+    const parts = [[], rules.slice(0, -1), rules];
+    const plans = { done: [rules], failed: parts.slice(0, 2), killed: parts };
+    const hand = RULES[cut?.by ?? ""];
+    const possible = plans[ending].flatMap((plan) =>
+      hand
+        ? [0, 1, 2].flatMap((at) => after(plan.toSpliced(at, 0, hand)))
+        : after(plan)
+    );
+    observe(ending === "killed" ? killed(possible) : possible);
+    const mayFail = act === "drain" && room !== ROOMS[0];
+    if (ending === "failed" && !mayFail) worlds = [];
+  }
+  const cuts = [...disk.cuts];
+  for (const hours of [1, 2, 6, 48]) {
+    disk.now = BEGIN + hours * HOUR;
+    await server.settle();
+    observe(after([RULES.look, RULES.settle]));
+  }
+  return { isRight: worlds.length > 0, cuts };
+}
+
+/** Plays all histories, the short ones first. Returns the first wrong one. */
+async function findWrong(Class: typeof Switch, most = 2) {
+  const histories: History[] = BEGINNINGS.flatMap((beginning) =>
+    ROOMS.map((room) => ({ beginning, room, steps: [] }))
+  );
+  const { now } = Date;
+  const names = Object.keys(new Disk(BEGINNINGS[0], ROOMS[0]).calls);
+  const real = names.map((name) => [name, Deno[name as "stat"]]);
+  try {
+    for (const { steps, ...place } of histories) {
+      const next: Step[] = [...ACTS];
+      for (const step of next) {
+        const history = { ...place, steps: [...steps, step] };
+        const { isRight, cuts } = await play(Class, history);
+        if (!isRight) return history;
+        if (history.steps.length < most) histories.push(history);
+        if (!step.cut) next.push(...cuts.map((cut) => ({ ...step, cut })));
+      }
+    }
+  } finally {
+    Object.assign(Deno, Object.fromEntries(real));
+    Date.now = now;
+  }
+}
+
+fromSource("every history of two acts ends as its acts allow", async () => {
+  assertEquals(await findWrong(Switch), undefined);
+});
+
+fromSource("each mistake in the switch is found by a history", async (t) => {
+  const source = await Deno.readTextFile(`${import.meta.dirname}/main.ts`);
+  for (
+    const [right, wrong] of [
+      ["    await this.store(state);\n", ""], // stored once the file is gone
+      ['writeTextFile(this.path, "")', "remove(this.path)"],
+      ["{ ...known, until: undefined }", "known"],
+      ["if (stored?.up === up)", "if (stored)"],
+      ["if (state.until) throw error;", ""],
+      ["await this.stateFile.discardDraft();\n    const", "const"],
+      ["!up && !stored &&", "!up && !stored?.state &&"],
+    ]
+  ) {
+    await t.step(`${right} → ${wrong}`, async () => {
+      const parts = source.split(right);
+      assertEquals(parts.length, 2);
+      const code = encodeURIComponent(parts.join(wrong));
+      const module = await import(`data:application/typescript,${code}`);
+      assert(await findWrong(module.Switch));
+    });
+  }
+});
 
 // ---------------------------------------------------------------------------
 // Other processes
