@@ -26,42 +26,59 @@ const messageOf = (error: unknown) =>
 
 // --- Configuration -----------------------------------------------------------
 
-interface Variable {
-  fallback: string;
-  allows(value: string): boolean;
-  /** What to do about a value that is not allowed. */
-  hint: string;
-}
+/**
+ * Reads the configuration from the environment.
+ *
+ * @throws {UsageError} with one line for each wrong value: the variable, its
+ * value (never a token), and what to do.
+ */
+function configure() {
+  const file = env("UP_FILE") ?? "/pod/up.txt";
+  const port = env("UP_PORT") ?? "9999";
+  const initial = env("UP_INITIAL") ?? "down";
+  const from = env("UP_FROM") ?? "anywhere";
+  const token = env("UP_TOKEN");
 
-const HIGHEST_PORT = 65_535;
-
-const VARIABLES: Record<string, Variable> = {
-  UP_FILE: {
-    fallback: "/pod/up.txt",
-    allows: isUsableFile,
-    hint: "must be an absolute path in an existing folder below /pod or /tmp;" +
-      " mount the volume at /pod here, whatever its path is in other containers",
-  },
-  UP_PORT: {
-    fallback: "9999",
-    allows: (port) => /^\d{1,5}$/.test(port) && Number(port) <= HIGHEST_PORT,
-    hint: "must be a whole number from 0 (any free port) to 65535; a Service " +
-      'named "up" sets this variable in every pod: set UP_PORT yourself',
-  },
-  UP_INITIAL: either("down", "up"),
-  UP_FROM: either("anywhere", "pod"),
-  UP_TOKEN: {
-    fallback: "",
-    allows: (token) => /^[\x21-\x7e]+$/.test(token), // what a header can carry
-    hint: "must be visible ASCII characters, without spaces or line breaks " +
-      "(`echo` adds one); to allow toggles without a token, do not set it",
-  },
-};
-
-function either(fallback: string, other: string): Variable {
-  const allows = (value: string) => value === fallback || value === other;
-  const hint = `must be "${fallback}" or "${other}", or not set`;
-  return { fallback, allows, hint };
+  const wrong: string[] = [];
+  const check = (isRight: boolean, given: string, hint: string) => {
+    if (!isRight) wrong.push(`${given}: ${hint}`);
+  };
+  check(
+    isUsableFile(file),
+    `UP_FILE=${JSON.stringify(file)}`,
+    "must be an absolute path in an existing folder below /pod or /tmp; " +
+      "mount the volume at /pod here, whatever its path is in other containers",
+  );
+  check(
+    /^\d{1,5}$/.test(port) && Number(port) <= 65_535,
+    `UP_PORT=${JSON.stringify(port)}`,
+    "must be a whole number from 0 (any free port) to 65535; a Service named " +
+      '"up" sets this variable in every pod: set UP_PORT yourself',
+  );
+  check(
+    initial === "down" || initial === "up",
+    `UP_INITIAL=${JSON.stringify(initial)}`,
+    'must be "down" or "up", or not set',
+  );
+  check(
+    from === "anywhere" || from === "pod",
+    `UP_FROM=${JSON.stringify(from)}`,
+    'must be "anywhere" or "pod", or not set',
+  );
+  check(
+    token === undefined || /^[\x21-\x7e]+$/.test(token),
+    "UP_TOKEN=(not shown)",
+    "must be visible ASCII characters, without spaces or line breaks (`echo` " +
+      "adds one); to allow toggles without a token, do not set it",
+  );
+  if (wrong.length > 0) throw new UsageError(wrong.join("\n"));
+  return {
+    file,
+    port: Number(port),
+    startUp: initial === "up",
+    fromPodOnly: from === "pod",
+    token,
+  };
 }
 
 /** The value of a variable. Bytes that are no text become a wrong value. */
@@ -73,44 +90,12 @@ function env(name: string): string | undefined {
   }
 }
 
-/**
- * Reads the configuration from the environment.
- *
- * @throws {UsageError} with one line for each wrong value: the variable, its
- * value (never a token), and what to do.
- */
-function configure() {
-  const wrong: string[] = [];
-  const read = (name: string) => {
-    const { fallback, allows, hint } = VARIABLES[name];
-    const value = env(name) ?? fallback;
-    const shown = name === "UP_TOKEN" ? "(not shown)" : JSON.stringify(value);
-    if (!allows(value)) wrong.push(`${name}=${shown}: ${hint}`);
-    return value;
-  };
-  const config = {
-    file: read("UP_FILE"),
-    port: Number(read("UP_PORT")),
-    startUp: read("UP_INITIAL") === "up",
-    fromPodOnly: read("UP_FROM") === "pod",
-    token: env("UP_TOKEN") === undefined ? undefined : read("UP_TOKEN"),
-  };
-  if (wrong.length > 0) throw new UsageError(wrong.join("\n"));
-  return config;
-}
-
 const folderOf = (path: string) => path.slice(0, path.lastIndexOf("/")) || "/";
-const stateFileOf = (upFile: string) => `${upFile}.state`;
-const draftOf = (upFile: string) => `${stateFileOf(upFile)}.new`;
-
-/** The longest name of a file on Linux, in bytes. */
-const LONGEST_NAME = 255;
 
 function isUsableFile(path: string): boolean {
   const name = path.slice(path.lastIndexOf("/") + 1);
   try {
     return path.startsWith("/") && !["", ".", ".."].includes(name) &&
-      bytesOf(draftOf(name)).length <= LONGEST_NAME &&
       Deno.statSync(folderOf(path)).isDirectory;
   } catch {
     return false; // it does not exist, or it is not permitted
@@ -120,10 +105,9 @@ function isUsableFile(path: string): boolean {
 // --- What a caller may ask for, over HTTP and on the command line ------------
 
 /** What a caller may ask for, apart from up or down. */
-export interface FlipOptions {
+interface FlipOptions {
   /** How long to stay down: in ms, and as the caller wrote it. */
   drain?: { ms: number; text: string };
-  /** Why, for whoever looks next. */
   reason?: string;
 }
 
@@ -189,14 +173,11 @@ function outcome(up: boolean, changed: boolean, { drain }: FlipOptions) {
 // --- The state: since when, by whom, why, and until when ---------------------
 
 /** What is known about the switch. Times are in ISO 8601. */
-export interface State {
-  /** Whether the app is up. */
+interface State {
   up: boolean;
-  /** Since when. */
   since: string;
   /** Who did it: a request and its address, or a command. */
   by: string;
-  /** Why, if the caller said so. */
   reason?: string;
   /** When a drain ends and the app goes up by itself. */
   until?: string;
@@ -294,7 +275,7 @@ class StateFile {
     }
   }
 
-  /** A crash may leave a draft. On a full disk, it takes the room of the file. */
+  /** A crash may leave a draft. On a full disk, it takes the room of a file. */
   async discardDraft(): Promise<void> {
     await Deno.remove(this.draft).catch(() => {});
   }
@@ -329,6 +310,23 @@ async function ifExists<T>(promise: Promise<T>): Promise<T | undefined> {
 // --- The switch --------------------------------------------------------------
 
 /**
+ * Whether the file exists. It is synchronous, because that takes 3 µs; a promise
+ * would take 80.
+ *
+ * @throws when it can't tell: no volume, no regular file, no permission.
+ */
+function fileExists(file: string): boolean {
+  try {
+    if (Deno.statSync(file).isFile) return true;
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    Deno.statSync(folderOf(file)); // without a volume, nobody knows
+    return false;
+  }
+  throw new Error(`not a regular file: ${file}`);
+}
+
+/**
  * How many requests may wait at once. The image limits descriptors, so HTTP/1.1
  * never brings more. HTTP/2 can, and more of them would fill V8's heap.
  */
@@ -339,7 +337,7 @@ const LOCK_PATIENCE = 2_000;
 const LOCK_RETRY = 5;
 
 /** Where the switch reports to. */
-export interface EventLog {
+interface EventLog {
   /** One line for something that happened. */
   event(line: string): void;
   /** Something goes wrong, and goes on doing so. It may be called often. */
@@ -358,7 +356,7 @@ export interface EventLog {
  */
 export class Switch {
   /** How often this process saw the app go up and down. */
-  readonly transitions: { up: number; down: number } = { up: 0, down: 0 };
+  readonly transitions = { up: 0, down: 0 };
 
   private stateFile: StateFile;
   private folder: string;
@@ -373,7 +371,7 @@ export class Switch {
     private log: EventLog,
     private startUp: boolean,
   ) {
-    this.stateFile = new StateFile(stateFileOf(file), draftOf(file));
+    this.stateFile = new StateFile(`${file}.state`, `${file}.state.new`);
     this.folder = folderOf(file);
   }
 
@@ -381,15 +379,15 @@ export class Switch {
    * Whether the file exists, by a look that begins after the call. Calls in the
    * same turn of the event loop share one look, unless there are too many.
    *
-   * @throws when it can't tell: no volume, no regular file, no permission.
+   * @throws as fileExists does.
    */
   async isUp(): Promise<boolean> {
-    if (this.sharers === MOST_AT_ONCE) return this.fileExists();
+    if (this.sharers === MOST_AT_ONCE) return fileExists(this.file);
     this.sharers++;
     return await (this.nextLook ??= nextTurn().then(() => {
       this.nextLook = undefined;
       this.sharers = 0;
-      return this.fileExists();
+      return fileExists(this.file);
     }));
   }
 
@@ -409,8 +407,7 @@ export class Switch {
    * stored, or when another process holds the lock too long. Then nothing has
    * changed.
    */
-  flip(up: boolean, by: string, options: FlipOptions): Promise<boolean> {
-    const { drain, reason } = options;
+  flip(up: boolean, by: string, { drain, reason }: FlipOptions) {
     return this.withLock(async () => {
       const before = await this.reconcile();
       const isSame = before.up === up;
@@ -435,25 +432,17 @@ export class Switch {
     }).catch((error) => this.log.trouble(error));
   }
 
-  /** Synchronous, because that takes 3 µs; a promise would take 80. */
-  private fileExists(): boolean {
-    try {
-      if (Deno.statSync(this.file).isFile) return true;
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-      Deno.statSync(this.folder); // without a volume, nobody knows
-      return false;
-    }
-    throw new Error(`not a regular file: ${this.file}`);
-  }
-
   /** Runs one job at a time, in this process and among all processes. */
   private withLock<T>(job: () => Promise<T>): Promise<T> {
     const deadline = performance.now() + LOCK_PATIENCE;
+    const goOn = (error: unknown) => {
+      this.log.trouble(`no locks on ${this.folder}: ${messageOf(error)}`);
+      return true; // some file systems have none
+    };
     const result = this.lastJob.then(async () => {
       using folder = await Deno.open(this.folder);
       // A wait in the kernel could not be ended.
-      while (!await this.tryLock(folder)) {
+      while (!await folder.tryLock(true).catch(goOn)) {
         if (performance.now() > deadline) {
           throw new Error(`another process keeps ${this.folder} locked`);
         }
@@ -465,18 +454,10 @@ export class Switch {
     return result;
   }
 
-  /** Without locks, as on some file systems, the switch still works. */
-  private async tryLock(folder: Deno.FsFile): Promise<boolean> {
-    return await folder.tryLock(true).catch((error) => {
-      this.log.trouble(`no locks on ${this.folder}: ${messageOf(error)}`);
-      return true;
-    });
-  }
-
   /** Makes the stored state the one that counts, and returns it. */
   private async reconcile(): Promise<State> {
     await this.stateFile.discardDraft();
-    const up = this.fileExists();
+    const up = fileExists(this.file);
     const stored = await this.stateFile.read();
     if (stored?.problem) this.log.trouble(stored.problem);
     const isNew = !up && !stored && !this.known;
@@ -511,7 +492,7 @@ export class Switch {
     } catch (error) {
       if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
       const found = await ifExists(Deno.lstat(this.file));
-      if (!found?.isSymlink || this.fileExists()) return false;
+      if (!found?.isSymlink || fileExists(this.file)) return false;
       throw new Error(`broken symbolic link: ${this.file}`);
     }
   }
@@ -651,19 +632,13 @@ function targetOf({ url }: Request) {
 
 /** In characters, with the URL. Longer ones, if many wait, fill V8's heap. */
 const LONGEST_HEADERS = 16_384;
-/** In characters: a name (RFC 1035, 2.3.4) and a port. */
-const LONGEST_HOST = 255 + ":65535".length;
 
 const isTooLong = ({ url, headers }: Request) =>
   `${url}${[...headers]}`.length > LONGEST_HEADERS;
 
-/** Whether it is empty, or a host with or without a port (RFC 9110, 7.2). */
-function isHost(text: string | null): boolean {
-  if (!text) return true;
-  if (text.length > LONGEST_HOST) return false;
-  const found = /^(?:[\w.-]+|\[[\da-f:.]+\])?(?::(\d{0,5}))?$/i.exec(text);
-  return found !== null && Number(found[1] ?? 0) <= HIGHEST_PORT;
-}
+/** Whether it is a host with or without a port (RFC 9110, 7.2), or empty. */
+const isHost = (text: string | null) =>
+  /^(?:[\w.-]+|\[[\da-f:.]+\])?(?::\d{0,5})?$/i.test(text ?? "");
 
 function refuseMethod(method: string, allowed: string[]): Response {
   const message = `${method} is not allowed; use ${allowed.join(" or ")}`;
@@ -797,10 +772,9 @@ async function page({ appup, stats }: Context): Promise<Response> {
 function describeProbe(probe: RequestStats["lastProbe"]): string {
   if (!probe) return "none since the start: does a readinessProbe point here?";
   const ago = ((Date.now() - probe.at) / 1000).toFixed(1);
-  const by = probe.by.slice(0, 60).replace(/[^\x20-\x7e]/g, "?");
-  return `${ago} s ago by ${
-    by || "an unnamed client"
-  }, answered ${probe.status}`;
+  const name = probe.by.slice(0, 60).replace(/[^\x20-\x7e]/g, "?");
+  const by = name || "an unnamed client";
+  return `${ago} s ago by ${by}, answered ${probe.status}`;
 }
 
 async function metrics({ appup, stats }: Context): Promise<Response> {
@@ -896,21 +870,17 @@ class ServerLog implements EventLog {
  * connections and listens again.
  */
 class Listener {
-  private server: Deno.HttpServer<Deno.NetAddr>;
-  private connections = new AbortController();
+  server!: Deno.HttpServer<Deno.NetAddr>;
+  private connections!: AbortController;
   private isStopping = false;
 
   /** @throws when it can't listen. */
   constructor(port: number, private handler: Handler, private log: EventLog) {
     try {
-      this.server = this.listen("::", port); // it answers IPv4, too
+      this.listen({ hostname: "::", port }); // it answers IPv4, too
     } catch {
-      this.server = this.listen("0.0.0.0", port); // without IPv6
+      this.listen({ hostname: "0.0.0.0", port }); // without IPv6
     }
-  }
-
-  get address(): Deno.NetAddr {
-    return this.server.addr;
   }
 
   async stop(): Promise<void> {
@@ -919,26 +889,23 @@ class Listener {
     await Promise.race([stopped, after(SHUTDOWN_WITHIN)]);
   }
 
-  private listen(hostname: string, port: number) {
+  private listen({ hostname, port }: { hostname: string; port: number }) {
     const { signal } = this.connections = new AbortController();
     const options = { hostname, port, signal, onListen() {} };
     try {
-      const server = Deno.serve(options, this.handler);
-      server.finished.catch(() => this.listenAgain());
-      return server;
+      this.server = Deno.serve(options, this.handler);
     } catch (error) {
       throw new Error(`cannot listen on port ${port}: ${messageOf(error)}`);
     }
+    this.server.finished.catch(() => this.listenAgain());
   }
 
   private async listenAgain(): Promise<void> {
-    const { hostname, port } = this.address;
     while (!this.isStopping) {
       this.log.trouble(NO_DESCRIPTOR);
       this.connections.abort(); // half requests, too, hold descriptors
       try {
-        this.server = this.listen(hostname, port);
-        return;
+        return this.listen(this.server.addr);
       } catch {
         await after(LISTEN_RETRY); // there is no descriptor yet
       }
@@ -962,9 +929,9 @@ async function serve(config: ReturnType<typeof configure>): Promise<void> {
   const appup = new Switch(file, log, startUp);
   const context = { appup, log, stats: new RequestStats(), fromPodOnly, token };
   const listener = new Listener(port, makeHandler(context), log);
-  const { address } = listener;
-  const host = address.hostname.replace(/.*:.*/, "[$&]");
-  log.event(`appup ${VERSION} on ${host}:${address.port} for ${file}`);
+  const { addr } = listener.server;
+  const host = addr.hostname.replace(/.*:.*/, "[$&]");
+  log.event(`appup ${VERSION} on ${host}:${addr.port} for ${file}`);
   settleForever(appup, log);
   log.event(`${await stop.promise}: stopping`);
   await listener.stop();
@@ -1047,11 +1014,8 @@ async function main(args: string[]): Promise<number> {
       case "down": {
         const up = command === "up";
         const options = parseFlipOptions(up, parseArgs(rest));
-        const changed = await openSwitch().flip(
-          up,
-          `appup ${command}`,
-          options,
-        );
+        const by = `appup ${command}`;
+        const changed = await openSwitch().flip(up, by, options);
         say(outcome(up, changed, options));
         return OK;
       }
