@@ -5,10 +5,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export NO_COLOR=1
 export IMAGE=${IMAGE:-localhost/appup:ci}
 
-tools=../shared/tools # may not be there
+tools=../shared/tools # not part of appup: what stands in where no download is possible
+version=$(sed -nE 's/^  "version": "(.*)",/\1/p' deno.json)
 shipped=$(sed -n 's/^ARG DENO_VERSION=//p' Dockerfile)
 descriptors=$(sed -nE 's/^ENTRYPOINT .*ulimit -n ([0-9]+).*/\1/p' Dockerfile)
-seeded=2.7.11 # which the tools have a runtime for, to compile with
+seeded=2.7.11 # the version that they can compile with
 
 scratch=$(mktemp -d)
 at_exit=("rm -rf $scratch") # commands, of which each may fail
@@ -39,9 +40,6 @@ deno() { # deno VERSION ARGUMENT...
   run npx -y "deno@$1" "${@:2}"
 }
 
-restricted=(--network host --env UP_PORT=0 --read-only --cap-drop ALL
-  --security-opt no-new-privileges --memory 64m --memory-swap 64m)
-
 find_podman() { # sets podman; where there is none, the check ends
   if [[ $(id -u) != 0 ]]; then
     not_run "${0##*/}: only root may bound a container's memory"
@@ -68,13 +66,4 @@ url_of() { # url_of PID: where it serves, as soon as it does
     sleep 0.1
   done
   fail "it does not serve within 20 s"
-}
-
-flip_with_curl() { # flip_with_curl URL
-  local status=(curl -s -w ' %{http_code}')
-  expect "app is down 503" "${status[@]}" "$1/health"
-  expect "app is up 200" "${status[@]}" "$1/up"
-  expect "app is up 200" "${status[@]}" "$1/health"
-  expect "app is down 200" "${status[@]}" "$1/down"
-  expect "app is already down 503" "${status[@]}" "$1/down"
 }
