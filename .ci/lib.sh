@@ -36,6 +36,19 @@ expect() { # expect OUTPUT COMMAND...
   printf '%s\n' "$actual"
   [[ $actual == "$expected" ]] || fail "expected: $expected"
 }
+sees() { # sees PATTERN COMMAND...: within a minute, its output has that in it
+  local wanted=$1 deadline=$((SECONDS + 60)) seen
+  shift
+  printf '$ %s\n' "$*"
+  until
+    seen=$("$@" 2>&1) || true
+    [[ $seen == *$wanted* ]]
+  do
+    ((SECONDS < deadline)) || fail "expected: $wanted"$'\n'"but seen: $seen"
+    sleep 0.5
+  done
+  printf '%s\n' "$seen"
+}
 deno() { # deno VERSION ARGUMENT...
   run npx -y "deno@$1" "${@:2}"
 }
