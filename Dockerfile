@@ -1,7 +1,7 @@
 # docker build -t appup:1.2.0 .
 ARG DENO_VERSION=2.9.6
 
-# Compiles on the machine that builds, for the one that will run it.
+# Compiles on the machine that builds, for the machine that runs it.
 FROM --platform=$BUILDPLATFORM docker.io/denoland/deno:${DENO_VERSION} AS compile
 WORKDIR /src
 COPY deno.json main.ts ./
@@ -12,13 +12,13 @@ RUN case "$TARGETARCH" in \
       *) echo "no Deno for TARGETARCH=$TARGETARCH" >&2; exit 1 ;; \
     esac && \
     TARGET="--target $target" deno task compile
-# busybox is what it is called: three links, not three more copies of it.
+# busybox acts as the program that it is called as.
 RUN mkdir bin && ln -s sh bin/cat && ln -s sh bin/touch && ln -s sh bin/rm
-# For any uid: OpenShift's, a tmpfs' or 65532. Not sticky: who runs it next may
-# have another one, and has to remove this one's file.
+# Any uid may write here. It is not sticky, so the next user may remove the files of
+# this one.
 RUN mkdir -p volume/pod && chmod 777 volume/pod
 
-# Makes sure that it starts, on what it will live on, if this machine can tell.
+# Tries whether the program starts on its base image, if this machine can run it.
 FROM --platform=$BUILDPLATFORM docker.io/library/busybox:1.37-musl AS busybox-here
 FROM --platform=$BUILDPLATFORM gcr.io/distroless/cc-debian12:nonroot AS try
 COPY --from=busybox-here /bin/sh /bin/
@@ -40,6 +40,6 @@ COPY --from=compile /src/volume/ /
 COPY --from=try /usr/local/bin/appup /usr/local/bin/
 USER 65532:65532
 EXPOSE 9999
-# Descriptors are the only bound on what connections can cost, and a compiled
-# program keeps the limit that it finds. One that is lower already stays.
+# The limit of descriptors bounds the memory that connections can take. If it is
+# lower already, it stays.
 ENTRYPOINT ["/bin/sh", "-c", "ulimit -n 200 2>/dev/null; exec /usr/local/bin/appup \"$@\"", "appup"]
