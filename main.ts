@@ -7,8 +7,6 @@
  * after the request arrived, so a `touch` or an `rm` in any container of the
  * pod counts at once. `UP_FILE.state`, beside it, says since when, by whom and
  * why, and when a drain ends.
- *
- * @module
  */
 const VERSION = "1.2.0";
 
@@ -20,18 +18,12 @@ const now = () => isoTime(Date.now());
 const after = (ms: number) => new Promise((done) => setTimeout(done, ms));
 /** Resolves once the event loop has read every request that has arrived. */
 const nextTurn = () => new Promise<void>((done) => setImmediate(done));
-const bytesOf = (text: string) => new TextEncoder().encode(text);
 const messageOf = (error: unknown) =>
   error instanceof Error ? error.message : String(error);
 
 // --- Configuration -----------------------------------------------------------
 
-/**
- * Reads the configuration from the environment.
- *
- * @throws {UsageError} with one line for each wrong value: the variable, its
- * value (never a token), and what to do.
- */
+/** @throws {UsageError} with a line for each wrong value; never with a token. */
 function configure() {
   const file = env("UP_FILE") ?? "/pod/up.txt";
   const port = env("UP_PORT") ?? "9999";
@@ -68,17 +60,10 @@ function configure() {
   check(
     token === undefined || /^[\x21-\x7e]+$/.test(token),
     "UP_TOKEN=(not shown)",
-    "must be visible ASCII characters, without spaces or line breaks (`echo` " +
-      "adds one); to allow toggles without a token, do not set it",
+    "must be visible ASCII, without spaces or line breaks, or not set",
   );
   if (wrong.length > 0) throw new UsageError(wrong.join("\n"));
-  return {
-    file,
-    port: Number(port),
-    startUp: initial === "up",
-    fromPodOnly: from === "pod",
-    token,
-  };
+  return { file, port: Number(port), initial, from, token };
 }
 
 /** The value of a variable. Bytes that are no text become a wrong value. */
@@ -104,7 +89,6 @@ function isUsableFile(path: string): boolean {
 
 // --- What a caller may ask for, over HTTP and on the command line ------------
 
-/** What a caller may ask for, apart from up or down. */
 interface FlipOptions {
   /** How long to stay down: in ms, and as the caller wrote it. */
   drain?: { ms: number; text: string };
@@ -114,7 +98,6 @@ interface FlipOptions {
 const LONGEST_DRAIN_S = 24 * 3600;
 const LONGEST_REASON = 200;
 
-/** @throws {UsageError} that says what is accepted. */
 function parseFlipOptions(up: boolean, given: URLSearchParams): FlipOptions {
   for (const name of given.keys()) {
     if (name !== "for" && name !== "reason") {
@@ -233,18 +216,14 @@ function parseState(text: string): State | undefined {
   }
 }
 
-/** In bytes, far more than a state needs. */
-const LARGEST_STATE = 64 * 1024;
+const LARGEST_STATE = 64 * 1024; // in bytes: far more than a state needs
 
-/** The file that stores the state. */
 class StateFile {
   constructor(private path: string, private draft: string) {}
 
   /**
    * Returns undefined where nothing exists. Anything that is no state counts
    * as none: an empty file, or something with a `problem` that says what it is.
-   *
-   * @throws when the file system fails.
    */
   async read(): Promise<{ state?: State; problem?: string } | undefined> {
     const problem = (what: string) => ({ problem: `${this.path}: ${what}` });
@@ -326,23 +305,13 @@ function fileExists(file: string): boolean {
   throw new Error(`not a regular file: ${file}`);
 }
 
-/**
- * How many requests may wait at once. The image limits descriptors, so HTTP/1.1
- * never brings more. HTTP/2 can, and more of them would fill V8's heap.
- */
+// How many requests may wait at once. HTTP/1.1 brings no more than the image has
+// descriptors. HTTP/2 may bring more, and they would fill V8's heap.
 const MOST_AT_ONCE = 200;
-/** How long a flip waits for other processes, in ms. */
-const LOCK_PATIENCE = 2_000;
-/** How often it tries the lock, in ms. */
-const LOCK_RETRY = 5;
+const LOCK_PATIENCE = 2_000; // in ms: how long a flip waits for the lock
+const LOCK_RETRY = 5; // in ms: how often it tries
 
-/** Where the switch reports to. */
-interface EventLog {
-  /** One line for something that happened. */
-  event(line: string): void;
-  /** Something goes wrong, and goes on doing so. It may be called often. */
-  trouble(what: unknown): void;
-}
+type EventLog = Pick<ServerLog, "event" | "trouble">;
 
 /**
  * The switch: a file that exists or not, and the state that goes with it.
@@ -566,7 +535,6 @@ type Responder = (
 type Handler = Deno.ServeHandler<Deno.NetAddr>;
 type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
 
-/** What the routes work with. */
 interface Context {
   appup: Switch;
   log: EventLog;
@@ -579,7 +547,6 @@ interface Context {
 const ENDPOINTS = [...ROUTES]
   .map(([path, [, , does]]) => `${path.padEnd(10)}${does}\n`).join("");
 
-/** Makes the function that answers every request. */
 function makeHandler(context: Context): Handler {
   let underWay = 0;
   return async (request, info) => {
@@ -599,16 +566,15 @@ function makeHandler(context: Context): Handler {
       return respond(404, `not found; the endpoints are:\n${ENDPOINTS}`);
     }
     const [methods, responder] = route;
-    const { method } = request;
     let response: Response;
     try {
       // Too many requests must not take the pod out of rotation.
       if (++underWay > MOST_AT_ONCE && !isProbe) {
         throw new Error("too many requests at once");
       }
-      response = methods.includes(method)
+      response = methods.includes(request.method)
         ? await responder(context, request, info)
-        : refuseMethod(method, methods);
+        : refuseMethod(request.method, methods);
     } catch (error) {
       const isUsage = error instanceof UsageError;
       if (!isUsage) context.log.trouble(error);
@@ -706,7 +672,6 @@ async function toggle(context: Context, request: Request, info: Info) {
 const hasBody = (headers: Headers) =>
   headers.has("transfer-encoding") || Number(headers.get("content-length")) > 0;
 
-/** The answer to a caller who may not flip the switch. */
 function refuseCaller(
   headers: Headers,
   from: string,
@@ -749,10 +714,7 @@ function mayBeForeignPage(headers: Headers): boolean {
   return isForeign || isBrowser && !isMeant;
 }
 
-/**
- * Whether the request carries the token (RFC 6750, 2.1). It compares every
- * character, so that the time tells nothing but the length.
- */
+/** Whether it carries the token (RFC 6750, 2.1). Its time tells only the length. */
 function hasToken(token: string, headers: Headers): boolean {
   const authorization = headers.get("authorization") ?? "";
   const [, given = ""] = /^Bearer +(\S+)$/i.exec(authorization) ?? [];
@@ -817,19 +779,15 @@ process_resident_memory_bytes ${Deno.memoryUsage().rss}
 
 // --- The server's life -------------------------------------------------------
 
-/** How often a running appup looks at what others did, in ms. */
-const SETTLE_EVERY = 1_000;
-/** After how long without it a trouble is over, in ms. */
-const OVER_AFTER = 5_000;
-/** How often a listener that died tries to listen again, in ms. */
-const LISTEN_RETRY = 5;
-/** How long a stopping server waits for its last answers, in ms. */
-const SHUTDOWN_WITHIN = 400;
+// All in ms.
+const SETTLE_EVERY = 1_000; // how often a running appup looks at the file
+const OVER_AFTER = 5_000; // when a trouble that does not come back is over
+const LISTEN_RETRY = 5; // how often a listener that died tries again
+const SHUTDOWN_WITHIN = 400; // how long a stopping server waits for last answers
 
-/** Prints a line if it can. If not, nothing else changes. */
 function print(line: string, to: { writeSync(bytes: Uint8Array): number }) {
   try {
-    to.writeSync(bytesOf(`${line}\n`));
+    to.writeSync(new TextEncoder().encode(`${line}\n`));
   } catch {
     // The disk is full, or nobody reads any more.
   }
@@ -839,7 +797,7 @@ function print(line: string, to: { writeSync(bytes: Uint8Array): number }) {
 const NO_DESCRIPTOR = "too many connections: no descriptor is left";
 
 /** The log of a running appup, on stdout. */
-class ServerLog implements EventLog {
+class ServerLog {
   private troubles = new Map<string, number>();
 
   event(line: string): void {
@@ -854,7 +812,6 @@ class ServerLog implements EventLog {
     this.troubles.set(line, performance.now());
   }
 
-  /** To be called about once a second. */
   endTroubles(): void {
     for (const [line, lastMet] of this.troubles) {
       if (performance.now() - lastMet < OVER_AFTER) continue;
@@ -913,21 +870,17 @@ class Listener {
   }
 }
 
-/**
- * Serves until SIGTERM or SIGINT. `UP_FILE` then stays as it is, because the
- * decision is the operator's.
- *
- * @throws when it can't listen.
- */
+/** Serves until a signal. The file then stays as it is: the operator decides. */
 async function serve(config: ReturnType<typeof configure>): Promise<void> {
-  const { file, port, startUp, fromPodOnly, token } = config;
+  const { file, port, initial, from, token } = config;
   const stop = Promise.withResolvers<string>();
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     Deno.addSignalListener(signal, () => stop.resolve(signal));
   }
   const log = new ServerLog();
-  const appup = new Switch(file, log, startUp);
-  const context = { appup, log, stats: new RequestStats(), fromPodOnly, token };
+  const appup = new Switch(file, log, initial === "up");
+  const stats = new RequestStats();
+  const context = { appup, log, stats, fromPodOnly: from === "pod", token };
   const listener = new Listener(port, makeHandler(context), log);
   const { addr } = listener.server;
   const host = addr.hostname.replace(/.*:.*/, "[$&]");
@@ -1002,8 +955,9 @@ async function main(args: string[]): Promise<number> {
   const say = (line: string) => print(line, Deno.stdout);
   const complain = (what: unknown) => print(messageOf(what), Deno.stderr);
   const openSwitch = () => {
-    const { file, startUp } = configure();
-    return new Switch(file, { event() {}, trouble: complain }, startUp);
+    const { file, initial } = configure();
+    const log = { event() {}, trouble: complain };
+    return new Switch(file, log, initial === "up");
   };
   try {
     switch (isHelp ? "help" : command) {
