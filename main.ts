@@ -714,7 +714,7 @@ function mayBeForeignPage(headers: Headers): boolean {
   return isForeign || isBrowser && !isMeant;
 }
 
-/** Whether it carries the token (RFC 6750, 2.1). Its time tells only the length. */
+/** Whether it has the token (RFC 6750, 2.1). Timing reveals only the length. */
 function hasToken(token: string, headers: Headers): boolean {
   const authorization = headers.get("authorization") ?? "";
   const [, given = ""] = /^Bearer +(\S+)$/i.exec(authorization) ?? [];
