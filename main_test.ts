@@ -1646,19 +1646,18 @@ patiently(
 // ---------------------------------------------------------------------------
 // Every history
 
-// The real Switch, with a disk in memory and a clock that the test sets. Each act
-// is also cut at each of its writes: the process is killed there, or a hand changes
-// the file just then.
+// The real Switch, over a disk in memory and a clock that the test sets. Each
+// act is also cut at each of its writes, by a kill or by a hand on the file.
 
 /** What the pod may be. */
 interface World {
   up: boolean;
   end?: number; // of its drain, in ms since 1970
   isNew?: "up" | "down"; // how the new volume is to start
-  unseen?: World; // what it was before, if no appup has looked since
+  unseen?: World[]; // what it may have been, if no appup has looked since
 }
-type Step = { act: string; by?: "kill" | "hand"; write?: number };
-type History = { beginning: World; room: typeof ROOMS[0]; steps: Step[] };
+type Step = { act: string; cut?: "kill" | "touch" | "rm"; write?: number };
+type History = { beginning: World; room: typeof ROOMS[number]; steps: Step[] };
 
 const HOUR = 3_600_000;
 const BEGIN = Date.UTC(2026, 0, 1);
@@ -1671,11 +1670,7 @@ const BEGINNINGS: World[] = [
   { up: false, end: BEGIN + 5 * HOUR },
   { up: false, end: BEGIN - HOUR },
 ];
-const ROOMS = [
-  { texts: true, names: Infinity },
-  { texts: false, names: Infinity },
-  { texts: true, names: 2 }, // the file and its state, but no draft
-];
+const ROOMS = ["enough", "for no text", "for no draft"] as const;
 const ACTS = ["server", "command"]
   .flatMap((who) => [`${who} up`, `${who} down`, `${who} drain`])
   .concat("server settle", "restart settle", "hand touch", "hand rm");
@@ -1685,26 +1680,14 @@ const RULES: Record<string, (world: World, now: number) => World[]> = {
   up: () => [{ up: true }],
   down: () => [{ up: false }],
   drain: (_, now) => [{ up: false, end: now + DRAIN.ms }],
-  settle: (world, now) => world.end! <= now ? [{ up: true }] : [world],
-  look: ({ up, end, isNew }) =>
-    isNew && !up ? [{ up: isNew === "up" }] : [{ up, end }],
+  settle: ({ up, end, isNew }, now) =>
+    isNew && !up || end! <= now ? [{ up: isNew !== "down" }] : [{ up, end }],
   // On a full disk, it is in vain.
   touch: (world) =>
-    world.up ? [world] : [world, { up: true, unseen: world.unseen ?? world }],
+    world.up ? [world] : [world, { up: true, unseen: world.unseen ?? [world] }],
   // A window: what is undone by hand before a look leaves no trace.
-  rm: (world) =>
-    world.up ? [{ up: false }, ...world.unseen ? [world.unseen] : []] : [world],
+  rm: (world) => world.up ? [{ up: false }, ...world.unseen ?? []] : [world],
 };
-
-/** A window: what a kill left half done, a hand may complete before a look. */
-const killed = (worlds: World[]) =>
-  [undefined, ...worlds].flatMap((unseen) =>
-    worlds.map((world) => ({ ...world, unseen }))
-  );
-
-const distinct = (worlds: World[]) => [
-  ...new Map(worlds.map((world) => [JSON.stringify(world), world])).values(),
-];
 
 // They are made once, because their stacks cost most.
 const MISSING = new Deno.errors.NotFound();
@@ -1713,11 +1696,8 @@ const FAILURE = new Error("no room, or killed");
 
 class Disk {
   now = BEGIN;
-  // The act under way: how often it wrote, and how it was cut.
-  step: Step = { act: "" };
-  writes = 0;
-  isKilled = false;
-  hand?: "touch" | "rm";
+  step: Partial<Step> = {};
+  writes: ("touch" | "rm")[] = []; // in this step: what a hand could do at each
   private files = new Map<string, string>();
 
   constructor({ up, end, isNew }: World, private room: History["room"]) {
@@ -1728,9 +1708,10 @@ class Disk {
   }
 
   isUp = () => this.files.has("/v/up.txt");
-  isFull = () => this.files.size >= this.room.names;
+  isFull = () => this.room === "for no draft" && this.files.size > 1;
   touch = () => this.isUp() || this.isFull() || this.files.set("/v/up.txt", "");
   rm = () => this.files.delete("/v/up.txt");
+  stat = (path: string) => ({ isFile: true, size: this.find(path).length });
 
   private find(path: string): string {
     if (!this.files.has(path)) throw MISSING;
@@ -1738,20 +1719,20 @@ class Disk {
   }
 
   private async write(change: () => void) {
-    const isCut = this.writes++ === this.step.write;
-    this.isKilled ||= isCut && this.step.by === "kill";
-    if (await this.isKilled) throw FAILURE;
-    if (isCut) this[this.hand = this.isUp() ? "rm" : "touch"]();
+    const { cut, write } = await this.step;
+    if (cut === "kill" && this.writes.length >= write!) throw FAILURE;
+    if (cut !== "kill" && this.writes.length === write) this[cut!]();
+    this.writes.push(this.isUp() ? "rm" : "touch");
     change();
   }
 
   private put = (path: string, content: unknown, { createNew = false } = {}) =>
     this.write(() => {
-      const isThere = this.files.has(path);
-      if (isThere && createNew) throw EXISTS;
-      if (!isThere && this.isFull()) throw FAILURE;
-      this.files.set(path, this.room.texts ? `${content}` : "");
-      if (`${content}` && !this.room.texts) throw FAILURE;
+      if (createNew && this.files.has(path)) throw EXISTS;
+      if (!this.files.has(path) && this.isFull()) throw FAILURE;
+      this.files.set(path, "");
+      if (`${content}` && this.room === "for no text") throw FAILURE;
+      this.files.set(path, `${content}`);
     });
 
   private move = async (from: string, to?: string) => {
@@ -1764,10 +1745,8 @@ class Disk {
 
   /** What Switch calls of Deno. */
   calls = {
-    statSync: (path: string) =>
-      path === "/v" || { isFile: this.find(path) === "" },
-    lstat: async (path: string) =>
-      await { isFile: true, size: this.find(path).length },
+    statSync: (path: string) => path === "/v" || this.stat(path),
+    lstat: async (path: string) => await this.stat(path),
     readTextFile: async (path: string) => await this.find(path),
     writeFile: this.put,
     writeTextFile: this.put,
@@ -1787,16 +1766,18 @@ async function play(Class: typeof Switch, { beginning, room, steps }: History) {
   let server = start();
   if (!beginning.isNew && !(beginning.end! < BEGIN)) await server.settle();
   let worlds = [beginning];
-  const after = (acts: string[]) =>
-    acts.reduce(
-      (all, act) => all.flatMap((world) => RULES[act](world, disk.now)),
-      worlds,
-    );
-  const observe = (possible: World[]) => {
-    worlds = distinct(possible.filter(({ up }) => up === disk.isUp()));
+  const follow = (from: World[], act: string) =>
+    from.flatMap((world) => RULES[act](world, disk.now));
+  const observe = (plans: string[][], isKilled = false) => {
+    const possible = plans.flatMap((plan) => plan.reduce(follow, worlds));
+    worlds = possible.filter(({ up }) => up === disk.isUp());
+    // A window: what a kill left half done, a hand may complete before a look.
+    if (isKilled) worlds = worlds.map((it) => ({ ...it, unseen: possible }));
   };
   for (const step of steps) {
-    const [who, what] = step.act.split(" ");
+    const { act, cut } = step;
+    const [who, what] = act.split(" ");
+    const isKilled = cut === "kill";
     if (who === "restart") server = start();
     const one = who === "command" ? start() : server;
     const perform = async (): Promise<unknown> => {
@@ -1806,57 +1787,50 @@ async function play(Class: typeof Switch, { beginning, room, steps }: History) {
       return await one.flip(what === "up", who, { drain });
     };
     disk.now += HOUR / 60;
-    Object.assign(disk, { step, writes: 0, isKilled: false, hand: undefined });
-    const isDone = await perform().then(() => true, () => false);
-    const { hand, isKilled } = disk;
-    disk.isKilled = false;
+    Object.assign(disk, { step, writes: [] });
+    const isDone = await perform().then(() => !isKilled, () => false);
     if (isKilled && one === server) server = start();
 
-    // Nothing of it, or all but its last part; where it is done, all of it.
-    const acts = who === "hand" ? [what] : ["look", what];
-    let plans = acts.map((_, length) => acts.slice(0, length));
-    if (isKilled) plans.push(acts);
-    else if (isDone) plans = [acts];
-    else if (what !== "drain" || room === ROOMS[0]) plans = []; // it may not fail
-    const possible = distinct(
-      plans.flatMap((plan) =>
-        hand
-          ? [0, 1, 2].flatMap((at) => after(plan.toSpliced(at, 0, hand)))
-          : after(plan)
-      ),
-    );
-    observe(isKilled ? killed(possible) : possible);
+    // What fails or is killed may have settled, as each flip does first.
+    const mayFail = isKilled || what === "drain" && room !== "enough";
+    let plans = isDone || isKilled ? [[what]] : [];
+    if (mayFail && !isDone) plans.push([], ["settle"]);
+    if (cut && !isKilled) {
+      plans = plans.flatMap((plan) => [[cut, ...plan], [...plan, cut]]);
+    }
+    observe(plans, isKilled);
   }
   const { writes } = disk;
+  Object.assign(disk, { step: {}, writes: [] });
   for (const hours of [1, 2, 6, 48]) {
     disk.now = BEGIN + hours * HOUR;
     await server.settle();
-    observe(after(["look", "settle"]));
+    observe([["settle"]]);
   }
   return { isRight: worlds.length > 0, writes };
 }
 
-/** Plays the short histories first, and returns the first that is wrong. */
+/** Returns the shortest wrong history: two acts, also cut, or three uncut. */
 async function findWrong(Class: typeof Switch): Promise<History | undefined> {
   const histories: History[] = BEGINNINGS.flatMap((beginning) =>
     ROOMS.map((room) => ({ beginning, room, steps: [] }))
   );
-  const { now } = Date;
-  const calls = Object.keys(new Disk(BEGINNINGS[0], ROOMS[0]).calls);
+  const calls = Object.keys(new Disk(BEGINNINGS[0], "enough").calls);
   const real = calls.map((name) => [name, Deno[name as "stat"]]);
+  const { now } = Date;
   try {
     for (const { steps, ...place } of histories) {
       const next: Step[] = ACTS.map((act) => ({ act }));
       for (const step of next) {
-        const { act, by } = step;
         const history = { ...place, steps: [...steps, step] };
         const { isRight, writes } = await play(Class, history);
         if (!isRight) return history;
-        const most = history.steps.some(({ by }) => by) ? 2 : 3;
+        const most = history.steps.some(({ cut }) => cut) ? 2 : 3;
         if (history.steps.length < most) histories.push(history);
-        if (by || steps.length === 2) continue;
-        for (let write = 0; write < writes; write++) {
-          next.push({ act, by: "kill", write }, { act, by: "hand", write });
+        if (step.cut || steps.length === 2) continue;
+        for (const [write, hand] of writes.entries()) {
+          next.push({ ...step, cut: "kill", write });
+          next.push({ ...step, cut: hand, write });
         }
       }
     }
@@ -1866,7 +1840,6 @@ async function findWrong(Class: typeof Switch): Promise<History | undefined> {
   }
 }
 
-// Of two acts, and of three that nothing cuts.
 fromSource("every history ends as its acts allow", async () => {
   assertEquals(await findWrong(Switch), undefined);
 });
