@@ -38,7 +38,7 @@ function configure() {
   check(
     isUsableFile(file),
     `UP_FILE=${JSON.stringify(file)}`,
-    "must be an absolute path in an existing folder below /pod or /tmp; " +
+    "must be an absolute path below /pod or /tmp, in an existing folder; " +
       "mount the volume at /pod here, whatever its path is in other containers",
   );
   check(
@@ -476,10 +476,10 @@ export class Switch {
     }
   }
 
-  /** Stores and remembers what is so already. It never throws. */
+  /** Remembers and stores what is so already. It never throws. */
   private async keep(state: State): Promise<void> {
+    this.remember(state); // first, because the page may be asked meanwhile
     await this.store(state).catch((error) => this.log.trouble(error));
-    this.remember(state);
   }
 
   /**
@@ -527,11 +527,8 @@ const ROUTES = new Map<string, Route>([
 ]);
 
 type Route = [methods: string[], respond: Responder, does: string];
-type Responder = (
-  context: Context,
-  request: Request,
-  info: Info,
-) => Response | Promise<Response>;
+type Responder = (context: Context, request: Request, info: Info) => Answer;
+type Answer = Response | Promise<Response>;
 type Handler = Deno.ServeHandler<Deno.NetAddr>;
 type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
 
@@ -552,8 +549,8 @@ function makeHandler(context: Context): Handler {
   return async (request, info) => {
     const { host, path, query } = targetOf(request);
     const isProbe = path === "/health" || path === "/livez";
-    // To read headers costs a quarter of the rate, so a plain probe reads none.
-    // The host in its URL is the Host header.
+    // To read headers costs a quarter of the rate, so those of a plain probe are
+    // not read here: the host in its URL has to do.
     const isPlain = isProbe && query === "";
     if (!isHost(host) || !isPlain && !isHost(request.headers.get("host"))) {
       return respond(400, "invalid Host header");
@@ -598,7 +595,6 @@ function targetOf({ url }: Request) {
 
 /** In characters, with the URL. Longer ones, if many wait, fill V8's heap. */
 const LONGEST_HEADERS = 16_384;
-
 const isTooLong = ({ url, headers }: Request) =>
   `${url}${[...headers]}`.length > LONGEST_HEADERS;
 
@@ -656,7 +652,7 @@ async function toggle(context: Context, request: Request, info: Info) {
   const from = info.remoteAddr.hostname.replace(/^::ffff:/, "");
   const refusal = refuseCaller(headers, from, context);
   if (refusal) return refusal;
-  if (hasBody(headers)) {
+  if (await hasBody(request)) {
     const instead = "put for and reason into the URL: /down?for=10m";
     throw new UsageError(`a toggle takes no body; ${instead}`);
   }
@@ -669,8 +665,12 @@ async function toggle(context: Context, request: Request, info: Info) {
   return respond(wasDown ? 503 : 200, outcome(up, changed, options));
 }
 
-const hasBody = (headers: Headers) =>
-  headers.has("transfer-encoding") || Number(headers.get("content-length")) > 0;
+/** Over HTTP/2, a body may come without any header that says so. */
+async function hasBody({ headers, body }: Request): Promise<boolean> {
+  return headers.has("transfer-encoding") ||
+    Number(headers.get("content-length")) > 0 ||
+    Boolean((await body?.getReader().read())?.value?.length);
+}
 
 function refuseCaller(
   headers: Headers,
@@ -696,7 +696,7 @@ function refuseCaller(
 /**
  * Whether a page of another site may have made a browser send this request. A
  * browser says where a request comes from (Fetch Metadata), but only to hosts
- * that it trusts. Without that, or if it fetches in advance, the answer is yes.
+ * that it trusts. A browser that does not, or fetches in advance, is refused.
  */
 function mayBeForeignPage(headers: Headers): boolean {
   const origin = headers.get("origin");
@@ -915,7 +915,7 @@ appup ${VERSION}: a switch in front of a pod's readiness
   UP_FILE      /pod/up.txt   the file that exists while the app is up
   UP_PORT      9999          the port to serve on
   UP_INITIAL   down          how a new volume starts: up or down
-  UP_FROM      anywhere      who may toggle over HTTP: anywhere, or only the pod
+  UP_FROM      anywhere      who may toggle over HTTP: anywhere or pod
   UP_TOKEN                   the bearer token that /up and /down require`;
 
 /** @throws {UsageError} for anything but `--for` and `--reason` with a value. */

@@ -10,6 +10,7 @@ import {
 } from "@std/assert";
 import { exists } from "@std/fs";
 import { STATUS_CODE } from "@std/http/status";
+import http2 from "node:http2";
 import manifest from "./deno.json" with { type: "json" };
 import { Switch } from "./main.ts";
 
@@ -1162,6 +1163,24 @@ Deno.test("a body on a toggle is a 400 that says where it belongs", async (t) =>
       }
     });
   }
+  await t.step("POST over HTTP/2, which tells no length: 400", async () => {
+    const session = http2.connect(`http://127.0.0.1:${app.port}`);
+    const post = async (path: string, body: string) => {
+      const request = session.request({ ":method": "POST", ":path": path });
+      const answered = Promise.withResolvers<number>();
+      request.on(
+        "response",
+        (headers) => answered.resolve(headers[":status"]!),
+      );
+      request.end(body);
+      return await answered.promise;
+    };
+    await volume.touch();
+    assertEquals(await post("/down", "for=10m"), BadRequest);
+    assert(await exists(volume.file));
+    assertEquals(await post("/down", ""), OK);
+    session.close();
+  });
 });
 
 patiently("a drain ends by itself, even after a restart", async (t) => {
