@@ -1700,7 +1700,7 @@ const RULES: Record<string, (world: World, now: number) => World[]> = {
   down: () => [{ up: false }],
   drain: (_, now) => [{ up: false, end: now + DRAIN.ms }],
   settle: ({ up, end, isNew }, now) =>
-    isNew && !up || end! <= now ? [{ up: isNew !== "down" }] : [{ up, end }],
+    isNew || end! <= now ? [{ up: isNew !== "down" }] : [{ up, end }],
   // On a full disk, it is in vain.
   touch: (world) =>
     world.up ? [world] : [world, { up: true, unseen: world.unseen ?? [world] }],
@@ -1807,13 +1807,13 @@ async function play(Class: typeof Switch, { beginning, room, steps }: History) {
     };
     disk.now += HOUR / 60;
     Object.assign(disk, { step, writes: [] });
-    const isDone = await perform().then(() => !isKilled, () => false);
+    const isDone = await perform().then(() => true, () => false);
     if (isKilled && one === server) server = start();
 
     // What fails or is killed may have settled, as each flip does first.
-    const mayFail = isKilled || what === "drain" && room !== "enough";
+    const mayFail = what === "drain" && room !== "enough";
     let plans = isDone || isKilled ? [[what]] : [];
-    if (mayFail && !isDone) plans.push([], ["settle"]);
+    if (isKilled || !isDone && mayFail) plans.push([], ["settle"]);
     if (cut && !isKilled) {
       plans = plans.flatMap((plan) => [[cut, ...plan], [...plan, cut]]);
     }
