@@ -476,10 +476,10 @@ export class Switch {
     }
   }
 
-  /** Remembers and stores what is so already. It never throws. */
+  /** Stores and remembers what is so already. It never throws. */
   private async keep(state: State): Promise<void> {
-    this.remember(state); // first, because the page may be asked meanwhile
     await this.store(state).catch((error) => this.log.trouble(error));
+    this.remember(state);
   }
 
   /**

@@ -1494,6 +1494,15 @@ fromSource("an /up that cannot store its state is still up", async () => {
   assertEquals(await exists(volume.file), true);
 });
 
+fromSource("the log tells a change once its state is stored", async () => {
+  await using volume = await makeVolume();
+  const preload = beforeChanges(
+    "await new Promise((go) => setTimeout(go, 50));",
+  );
+  await using _app = await start(volume, {}, undefined, preload);
+  assertEquals((await volume.state()).by, "UP_INITIAL");
+});
+
 fromSource("EMFILE is one line in the log, whatever call met it", async () => {
   await using volume = await makeVolume();
   const preload = beforeChanges(
